@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# One makefile for the whole house. `make help` lists the targets; V=1 shows the commands.
+# A variant builds into a folder of its own: make VARIANT=asan, make VARIANT=tsan.
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.SUFFIXES:
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+
+VARIANT ?=
+B       := build$(if $(VARIANT),/$(VARIANT))
+O       := $(B)/obj
+Q       := $(if $(V),,@)
+say      = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2))
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+CC      := gcc
+OPT     ?= -O2 -g
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+# Set here and added to, so that a user's own flags on the command line come last.
+CPPFLAGS_ALL := -D_GNU_SOURCE -I. -I$(O)
+CFLAGS_ALL   := -std=gnu17 $(OPT) $(WARN) $(SAN_$(VARIANT)) -pthread
+LDFLAGS_ALL  := $(SAN_$(VARIANT)) -pthread
+LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lm
+
+ROOMS    := util mm images qemu pvmem lazy-pages criu-vm
+PROTOS   := $(wildcard images/*.proto)
+GEN      := $(PROTOS:%.proto=$(O)/%.pb-c.c)
+SRCS     := $(filter-out criu-vm/main.c,$(wildcard $(ROOMS:=/*.c)))
+OBJS     := $(SRCS:%.c=$(O)/%.o) $(GEN:.c=.o)
+UNIT     := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
+PLATFORM := $(patsubst %.c,$(B)/%,$(wildcard tests/platform/*.c))
+SCRIPTS  := $(shell git ls-files -co --exclude-standard '*.sh' .ci/run 2>/dev/null)
+
+all: $(B)/criu-vm ## build build/criu-vm
+
+$(B)/criu-vm: $(O)/criu-vm/main.o $(B)/libcriu-vm.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/libcriu-vm.a: $(OBJS)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(O)/%.o: %.c | $(GEN)
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(O)/%.o: $(O)/%.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# libcompel's headers include one another as if their folder were a root.
+$(O)/mm/plant.o: CPPFLAGS_ALL += -I/usr/include/compel
+
+$(O)/%.pb-c.c: %.proto
+	$(call say,PROTOC,$<)
+	$(Q)mkdir -p $(@D) && protoc-c --c_out=$(O) $<
+
+$(B)/tests/unit/%: $(O)/tests/unit/%.o $(B)/libcriu-vm.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $^ -lcheck_pic -lsubunit -lrt $(LDLIBS)
+
+$(B)/tests/platform/%: $(O)/tests/platform/%.o $(B)/libcriu-vm.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+.SECONDARY:
+-include $(shell find $(O) -name '*.d' 2>/dev/null)
+
+unit: $(UNIT)
+platform: $(PLATFORM)
+
+deps: ## install the Debian packages that building and testing need (or say which)
+	$(Q)tests/deps.sh
+
+clean: ## remove everything built
+	$(Q)rm -rf build
+
+help: ## list the targets
+	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
+
+.PHONY: all deps clean help unit platform

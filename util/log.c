@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "util/log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LINE_MAX_LEN 2048
+
+static struct {
+	int fd;
+	enum log_level max;
+	bool timestamps;
+	char prefix[80];
+	char last_error[LINE_MAX_LEN];
+} state = { .fd = STDERR_FILENO, .max = LOG_WARN };
+
+static const char *const level_word[] = { "error: ", "warning: ", "", "debug: " };
+
+void log_init(int fd, enum log_level max, const char *prefix, bool timestamps)
+{
+	state.fd = fd;
+	state.max = max;
+	state.timestamps = timestamps;
+	snprintf(state.prefix, sizeof state.prefix, "%s", prefix ? prefix : "");
+}
+
+enum log_level log_max(void)
+{
+	return state.max;
+}
+
+const char *log_last_error(void)
+{
+	return state.last_error;
+}
+
+void log_at(enum log_level level, const char *fmt, ...)
+{
+	char line[LINE_MAX_LEN + 160], stamp[32] = "";
+	int saved_errno = errno, len, text;
+	va_list ap;
+
+	if (level > state.max && level != LOG_ERROR)
+		return;
+	if (state.timestamps) {
+		struct timespec now;
+		struct tm tm;
+		size_t n;
+
+		clock_gettime(CLOCK_REALTIME, &now);
+		localtime_r(&now.tv_sec, &tm);
+		n = strftime(stamp, sizeof stamp, "%F %T", &tm);
+		snprintf(stamp + n, sizeof stamp - n, ".%03ld ", now.tv_nsec / 1000000);
+	}
+	len = snprintf(line, sizeof line - LINE_MAX_LEN, "%s%s%s%s", stamp, state.prefix, *state.prefix ? ": " : "", level_word[level]);
+	if (len > (int)sizeof line - LINE_MAX_LEN - 1)
+		len = sizeof line - LINE_MAX_LEN - 1;
+	text = len;
+	va_start(ap, fmt);
+	len += vsnprintf(line + len, LINE_MAX_LEN - 1, fmt, ap);
+	va_end(ap);
+	if (len > text + LINE_MAX_LEN - 2)
+		len = text + LINE_MAX_LEN - 2;
+	if (level == LOG_ERROR)
+		snprintf(state.last_error, sizeof state.last_error, "%s", line + text);
+	line[len++] = '\n';
+	if (write(state.fd, line, (size_t)len) < 0) {
+		// Nobody is left to tell.
+	}
+	errno = saved_errno;
+}
