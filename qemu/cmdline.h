@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// A VM's recorded command line becomes one that runs on the restoring side.
+//
+// Every option is known by name (cmdline_rules.c) and kept, changed, dropped or refused; an unknown one is refused. The devices stay
+// what they were, since the device state has to fit them. What changes is the host's side:
+//
+//	guest RAM    each memory backend becomes a memory-backend-file on an inherited memfd, same id; the RAM of a plain -m gets
+//	             one. Host nodes and policy stay; preallocation, locking, huge pages and the like go, which would populate it
+//	-machine     all of them become one, with the full type; their other properties stay
+//	terminal     the restored VM has none: a character device on stdio becomes null, its device stays; a monitor or gdb on it goes
+//	display      a local window or curses becomes "none"; VNC, spice and D-Bus stay
+//	-nographic   becomes -machine graphics=off, which the guest's firmware sees, and -display none. The default serial and parallel
+//	             port are there as before, on QEMU's default back-end: an invisible console
+//	sockets      a listening character device no longer waits for its client before the VM starts
+//	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and a QMP monitor
+//
+// Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#define QEMU_CMDLINE_RAM_ID "criu-vm-ram" // memory backend that takes the place of plain -m
+#define QEMU_CMDLINE_QMP_ID "criu-vm-qmp" // character device of our own monitor
+
+// Guest RAM that the new QEMU inherits.
+struct qemu_cmdline_ram {
+	const char *backend_id; // recorded memory backend; NULL, or an id that no recorded -object has: the RAM that -m makes
+	uint64_t len;
+	int fd; // number of the memfd in the new QEMU
+};
+
+// Nothing of it is kept.
+struct qemu_cmdline_opts {
+	const char *qemu; // binary
+	char *const *recorded; // argv of the VM, [0] included
+	int nr_recorded;
+	char *const *replace; // options that a person gave to the restore
+	int nr_replace;
+	const char *machine; // full machine type: "pc-i440fx-7.2"
+	const char *qmp_path; // unix socket of our own monitor
+	const struct qemu_cmdline_ram *ram;
+	size_t nr_ram;
+};
+
+// The new command line: *argv ends with NULL and is freed by qemu_cmdline_free(). Each option in replace takes the place of the
+// recorded ones of its name, of that with the same id (node-name of a -blockdev) if it has one, or else is added. What is
+// replaced may be something that could not be restored. Rebuilding a rebuilt one with the same options gives the same.
+// Logs; -EINVAL (not understood, or not matching the RAM or what may be replaced), -EOPNOTSUPP (cannot be restored), -ENOMEM.
+int qemu_cmdline_rebuild(const struct qemu_cmdline_opts *o, char ***argv);
+void qemu_cmdline_free(char **argv);
+
+// At dump: will this command line be one that can be rebuilt? Logs every reason why not; errors as above.
+int qemu_cmdline_check(char *const *argv, int argc);
