@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// DOC: chunks and pages
+//
+// Guest RAM is one array of chunks (256 pages, 1 MiB): the blocks of the VM one after the other, each beginning on a chunk.
+// A page of the array at offset o lives at offset o of the swap image.
+//
+// A page has two properties. `valid`: the memfd holds it, and no copy is newer. `home`: where, beside the memfd, its
+// content stands; PV_HOME_NONE: nowhere, the memfd has the only copy.
+//
+//              home  NONE              ZERO          SWAP           SOURCE
+//     valid          stale             clean zero    clean          clean          resident
+//     not valid      (never)           empty         swapped        remote
+//
+// A page-in makes a page valid and keeps its home; a harvest (pages found written) makes homes NONE; a write-out makes
+// NONE into SWAP; only a page that has a home may be dropped. Empty, swapped and remote are thus never confused with each
+// other by a crash or an error: every step adds a copy before one is given up.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "util/bitmap.h"
+#include "util/list.h"
+#include "util/size.h"
+
+#define PV_CHUNK_PAGES 256
+#define PV_CHUNK_SIZE (PV_CHUNK_PAGES * PAGE_SIZE)
+#define PV_CHUNK_SHIFT 20
+#define PV_WORDS BITMAP_WORDS(PV_CHUNK_PAGES)
+
+enum pv_home { PV_HOME_NONE, PV_HOME_ZERO, PV_HOME_SWAP, PV_HOME_SOURCE };
+
+// What must outlive a pager, a chunk. Shared memory; nothing in it is a pointer.
+struct pv_pages {
+	uint64_t valid[PV_WORDS];
+	uint64_t home[2][PV_WORDS]; // bit 0 and bit 1 of enum pv_home
+};
+
+// Where a chunk is on its way out. What is read into it is counted beside: a chunk with I/O in flight is on no queue.
+//
+//              +------------------------- a touch: CONTINUE, and it is saved -------------------------+
+//              v                 |                  |                |                |               |
+//   ABSENT <-> RESIDENT ----> ZAPPING ---------> DRAINING -------> WRITING ------> STANDBY --punch--> ABSENT
+//                victim        QEMU's mapping     DMA that began    stale pages     nothing of it is
+//                              is removed         before ends       to swap         only in memory
+enum pv_chunk_state { PV_ABSENT, PV_RESIDENT, PV_ZAPPING, PV_DRAINING, PV_WRITING, PV_STANDBY, PV_NR_CHUNK_STATES };
+
+struct pv_request;
+
+// What a pager knows of a chunk; made again by the next one.
+struct pv_chunk {
+	struct list link;            // of its queue, or of its page-out stage
+	struct pv_request *requests; // page-ins in flight
+	uint32_t queue_period;       // the queues' period when queue was right
+	uint16_t queue;              // the index it had then
+	uint16_t nr_writes;          // write-outs in flight
+	uint16_t out_pages;          // on its way out: what it counts for
+	uint8_t state;               // enum pv_chunk_state
+	bool queued : 1;
+	bool zap_event : 1;          // our own zap's REMOVE event has yet to come
+	bool placed : 1;             // its pages are valid since before QEMU ran: none is mapped
+	bool rescue : 1;             // touched while being zapped
+	bool swap_used : 1;          // something was written to its part of the swap image
+};
+
+_Static_assert(sizeof(struct pv_chunk) <= 64, "a chunk of 24 TB of RAM is one of 25 million");
+
+const char *pv_chunk_state_name(enum pv_chunk_state s);
+bool pv_chunk_may_become(enum pv_chunk_state from, enum pv_chunk_state to);
+// The only way to change a state; a step that pv_chunk_may_become() does not allow is a bug, and aborts.
+void pv_chunk_set_state(struct pv_chunk *c, enum pv_chunk_state to);
+
+enum pv_home pv_page_home(const struct pv_pages *p, unsigned page);
+void pv_page_set_home(struct pv_pages *p, unsigned page, enum pv_home home);
+// map gets a bit for each page of that home.
+void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[PV_WORDS]);
+void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home);
+
+// All that must be so of a chunk by itself. False: memory corruption or a bug.
+bool pv_pages_sane(const struct pv_pages *p);

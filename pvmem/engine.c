@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "pvmem/engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pvmem/engine_int.h"
+#include "util/log.h"
+
+#define MIN_TARGET (4 * MiB)
+#define MAX_TARGET (256 * MiB)
+
+// A mapping to be tried again.
+struct remap {
+	struct list link;
+	uint64_t chunk;
+	uint64_t pages[PV_WORDS];
+};
+
+static uint64_t target_of(uint64_t budget)
+{
+	uint64_t t = budget / 8;
+
+	return t < MIN_TARGET ? MIN_TARGET : t > MAX_TARGET ? MAX_TARGET : t;
+}
+
+uint64_t pv_min_budget(uint64_t ram_len)
+{
+	return ram_len < 4 * MIN_TARGET ? ram_len : 4 * MIN_TARGET;
+}
+
+uint64_t pv_placement_budget(uint64_t budget)
+{
+	return budget > target_of(budget) ? budget - target_of(budget) : 0;
+}
+
+// Without memory for a few bytes the engine cannot go on; the guest's faults wait for another pager.
+void *pv_alloc(size_t len)
+{
+	void *p = calloc(1, len);
+
+	if (p)
+		return p;
+	log_err("out of memory in the paging engine");
+	abort();
+}
+
+const struct pv_block *pv_block_of(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_block *b = e->blocks;
+
+	while (b + 1 < e->blocks + e->o.nr_blocks && chunk * PV_CHUNK_SIZE >= b[1].off)
+		b++;
+	return b;
+}
+
+unsigned pv_chunk_nr_pages(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_block *b = pv_block_of(e, chunk);
+	uint64_t left = (b->off + b->len - chunk * PV_CHUNK_SIZE) / PAGE_SIZE;
+
+	return left < PV_CHUNK_PAGES ? (unsigned)left : PV_CHUNK_PAGES;
+}
+
+uint64_t pv_chunk_hva(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_block *b = pv_block_of(e, chunk);
+
+	return b->hva + (chunk * PV_CHUNK_SIZE - b->off);
+}
+
+char *pv_chunk_map(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_block *b = pv_block_of(e, chunk);
+
+	return b->map + (chunk * PV_CHUNK_SIZE - b->off);
+}
+
+bool pv_engine_offset(const struct pv_engine *e, uint64_t hva, uint64_t *off)
+{
+	for (size_t i = 0; i < e->o.nr_blocks; i++) {
+		const struct pv_block *b = &e->blocks[i];
+
+		if (hva >= b->hva && hva - b->hva < b->len) {
+			*off = b->off + (hva - b->hva);
+			return true;
+		}
+	}
+	return false;
+}
+
+int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
+{
+	uint64_t ram = 0, end = 0;
+	struct pv_engine *e;
+
+	for (size_t i = 0; i < o->nr_blocks; i++) {
+		if (o->blocks[i].off != end || !o->blocks[i].len || o->blocks[i].len % PAGE_SIZE)
+			return -EINVAL;
+		ram += o->blocks[i].len;
+		end = ROUND_UP(o->blocks[i].off + o->blocks[i].len, PV_CHUNK_SIZE);
+	}
+	if (!o->nr_blocks || o->budget < pv_min_budget(ram))
+		return -EINVAL;
+	e = calloc(1, sizeof *e);
+	if (!e)
+		return -ENOMEM;
+	e->o = *o;
+	e->nr_chunks = end / PV_CHUNK_SIZE;
+	e->chunks = calloc(e->nr_chunks, sizeof *e->chunks);
+	e->blocks = malloc(o->nr_blocks * sizeof *e->blocks);
+	if (!e->chunks || !e->blocks) {
+		pv_engine_free(e);
+		return -ENOMEM;
+	}
+	memcpy(e->blocks, o->blocks, o->nr_blocks * sizeof *e->blocks);
+	e->budget = o->budget / PAGE_SIZE;
+	if (o->budget < ram) {
+		e->target = target_of(o->budget) / PAGE_SIZE;
+		e->low = e->target / 2;
+		e->reserve = e->target / 4;
+	}
+	e->held = true;
+	pv_queues_init(&e->queues);
+	list_init(&e->zapping);
+	list_init(&e->zapped);
+	list_init(&e->draining);
+	list_init(&e->writing);
+	list_init(&e->standby);
+	list_init(&e->remap);
+	list_init(&e->delayed);
+	e->delay_timer.op.done = pv_delay_timer_done;
+	e->zap_poll.done = pv_zap_poll_done;
+	for (uint64_t i = 0; i < e->nr_chunks; i++) {
+		size_t valid = bitmap_count(o->pages[i].valid, PV_CHUNK_PAGES);
+
+		uint64_t swapped[PV_WORDS];
+
+		list_init(&e->chunks[i].link);
+		pv_pages_of_home(&o->pages[i], PV_HOME_SWAP, swapped);
+		e->chunks[i].swap_used = !bitmap_empty(swapped, PV_CHUNK_PAGES);
+		if (!pv_pages_sane(&o->pages[i])) {
+			log_err("page table of chunk %lu is damaged: a page would be nowhere", i);
+			pv_engine_free(e);
+			return -EINVAL;
+		}
+		if (valid) {
+			e->charged += valid;
+			e->chunks[i].state = PV_RESIDENT;
+			e->chunks[i].placed = true;
+			pv_queues_add(&e->queues, &e->chunks[i]);
+		}
+	}
+	if (o->zapper)
+		loop_poll_in(o->loop, &e->zap_poll, mm_zap_fd(o->zapper));
+	*out = e;
+	return 0;
+}
+
+void pv_engine_run(struct pv_engine *e)
+{
+	e->held = false;
+}
+
+static void free_list(struct list *l)
+{
+	list_for_each(l, node)
+		free(node); // link is the first member of what is listed
+	list_init(l);
+}
+
+void pv_engine_free(struct pv_engine *e)
+{
+	if (!e)
+		return;
+	if (e->remap.next) {
+		free_list(&e->remap);
+		free_list(&e->delayed);
+	}
+	for (uint64_t i = 0; e->chunks && i < e->nr_chunks; i++)
+		for (struct pv_request *r = e->chunks[i].requests, *next; r; r = next) {
+			next = r->next;
+			free(r);
+		}
+	free(e->chunks);
+	free(e->blocks);
+	free(e);
+}
+
+static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr)
+{
+	struct remap *m = pv_alloc(sizeof *m);
+
+	m->chunk = chunk;
+	bitmap_set_range(m->pages, first, nr);
+	list_append(&e->remap, &m->link);
+}
+
+// The memfd has no such page although it had: the guest discarded it, and the REMOVE event is on its way or was before
+// QEMU's second punch. Its content is zero from now on.
+static void page_vanished(struct pv_engine *e, uint64_t chunk, unsigned page)
+{
+	struct pv_pages *p = pv_pages_of(e, chunk);
+
+	bitmap_clear(p->valid, page);
+	pv_page_set_home(p, page, PV_HOME_ZERO);
+	e->charged--;
+	e->stats.discarded++;
+}
+
+static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr)
+{
+	uint64_t hva = pv_chunk_hva(e, chunk);
+
+	while (nr) {
+		uint64_t done = 0, at = hva + first * PAGE_SIZE;
+		int r = mm_uffd_continue(e->o.uffd, at, nr * PAGE_SIZE, true, true, &done);
+		unsigned pages = (unsigned)(done / PAGE_SIZE);
+
+		first += pages;
+		nr -= pages;
+		at += done;
+		if (!r || r == -ESRCH || !nr)
+			return;
+		switch (r) {
+		case -EAGAIN:
+			remap_later(e, chunk, first, nr);
+			return;
+		case -ENOENT:
+			page_vanished(e, chunk, first);
+			break;
+		case -EEXIST:
+			break;
+		default:
+			log_err("cannot map page %#lx of guest RAM into QEMU: %s; its users wait", chunk * PV_CHUNK_SIZE + first * PAGE_SIZE,
+				strerror(-r));
+			remap_later(e, chunk, first, nr);
+			return;
+		}
+		mm_uffd_wake(e->o.uffd, at, PAGE_SIZE); // the kernel wakes nobody at a page that it did not map
+		first++;
+		nr--;
+	}
+}
+
+void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+{
+	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n)
+		map_run(e, chunk, (unsigned)i, (unsigned)n);
+}
+
+static void retry_remaps(struct pv_engine *e)
+{
+	struct list again;
+
+	list_init(&again);
+	list_splice(&again, &e->remap);
+	list_for_each(&again, node) {
+		struct remap *m = list_entry(node, struct remap, link);
+		const struct pv_pages *p = pv_pages_of(e, m->chunk);
+
+		for (unsigned w = 0; w < PV_WORDS; w++)
+			m->pages[w] &= p->valid[w];
+		if (pv_is_out(&e->chunks[m->chunk])) // zapped meanwhile: who waits shall fault again
+			mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, m->chunk), pv_chunk_nr_pages(e, m->chunk) * PAGE_SIZE);
+		else
+			pv_map_pages(e, m->chunk, m->pages);
+		free(m);
+	}
+}
+
+void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+{
+	const struct pv_block *b = pv_block_of(e, chunk);
+	struct pv_pages *p = pv_pages_of(e, chunk);
+
+	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n) {
+		uint64_t at = chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE;
+
+		if (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(n * PAGE_SIZE)) < 0) {
+			log_err("cannot punch guest RAM: %s", strerror(errno)); // not known to happen; the pages stay charged
+			continue;
+		}
+		e->charged -= n;
+	}
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		p->valid[w] &= ~which[w];
+}
+
+void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
+{
+	struct pv_chunk *c = &e->chunks[chunk];
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+	uint64_t swapped[PV_WORDS];
+
+	if (c->requests || c->nr_writes || pv_is_out(c))
+		return;
+	if (c->state == PV_RESIDENT && bitmap_empty(p->valid, PV_CHUNK_PAGES)) {
+		pv_queues_remove(&e->queues, c);
+		pv_chunk_set_state(c, PV_ABSENT);
+	} else if (c->state == PV_RESIDENT && !c->queued) {
+		pv_queues_add(&e->queues, c);
+	}
+	pv_pages_of_home(p, PV_HOME_SWAP, swapped);
+	if (c->state == PV_ABSENT && c->swap_used && bitmap_empty(swapped, PV_CHUNK_PAGES)) {
+		pv_swap_forget(e->o.swap, chunk * PV_CHUNK_SIZE, PV_CHUNK_SIZE);
+		c->swap_used = false;
+	}
+}
+
+void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
+{
+	uint64_t chunk = off / PV_CHUNK_SIZE;
+	unsigned page = (unsigned)(off % PV_CHUNK_SIZE / PAGE_SIZE);
+	struct pv_chunk *c = &e->chunks[chunk];
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+
+	if (c->state == PV_ZAPPING) { // it takes microseconds and depends on nothing that may wait for this fault
+		c->rescue = true;
+		return;
+	}
+	if (pv_is_out(c))
+		pv_rescue(e, chunk);
+	else
+		pv_queues_access(&e->queues, c);
+	if (!bitmap_test(p->valid, page)) {
+		pv_page_in(e, chunk, page, vcpu, overdue);
+		return;
+	}
+	if (c->placed) { // valid since before QEMU started, and mapped nowhere yet
+		c->placed = false;
+		pv_map_pages(e, chunk, p->valid);
+	} else { // another thread's fault has brought it in, or the guest is giving it back
+		map_run(e, chunk, page, 1);
+	}
+}
+
+void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu)
+{
+	e->stats.faults++;
+	e->stats.minor_faults += minor;
+	e->stats.vcpu_faults += vcpu;
+	e->active = true;
+	pv_serve(e, off, vcpu, false);
+}
+
+static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
+{
+	uint64_t one[PV_WORDS] = { 0 };
+
+	bitmap_set(one, page);
+	pv_requests_drop_page(&e->chunks[chunk], page);
+	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
+		pv_drop_pages(e, chunk, one);
+	pv_page_set_home(pv_pages_of(e, chunk), page, PV_HOME_ZERO);
+	e->stats.discarded++;
+}
+
+void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
+{
+	uint64_t chunk = off / PV_CHUNK_SIZE;
+	struct pv_chunk *c = &e->chunks[chunk];
+
+	if (c->zap_event && off % PV_CHUNK_SIZE == 0 && len == pv_chunk_nr_pages(e, chunk) * PAGE_SIZE) {
+		// Ours. Should the guest discard this very range at this very moment, there will be a second event.
+		c->zap_event = false;
+		return;
+	}
+	for (uint64_t at = off; at < off + len;) {
+		uint64_t end;
+
+		chunk = at / PV_CHUNK_SIZE;
+		end = (chunk + 1) * PV_CHUNK_SIZE < off + len ? (chunk + 1) * PV_CHUNK_SIZE : off + len;
+		for (; at < end; at += PAGE_SIZE)
+			discard_page(e, chunk, (unsigned)(at % PV_CHUNK_SIZE / PAGE_SIZE));
+		pv_chunk_settle(e, chunk);
+	}
+}
+
+bool pv_balance(struct pv_engine *e)
+{
+	retry_remaps(e);
+	pv_serve_delayed(e);
+	pv_page_out(e);
+	return !list_empty(&e->remap);
+}
+
+void pv_tick(struct pv_engine *e)
+{
+	if (e->active)
+		pv_queues_age(&e->queues);
+	e->active = false;
+}
+
+void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)
+{
+	*s = e->stats;
+	s->budget = e->budget;
+	s->charged = e->charged;
+	s->reserve = e->reserve;
+	s->standby = e->nr_standby;
+	s->page_out_under_way = e->nr_out;
+	s->overdraft = e->charged > e->budget ? e->charged - e->budget : 0;
+	for (uint64_t i = 0; i < e->nr_chunks; i++) {
+		const struct pv_pages *p = pv_pages_of(e, i);
+		unsigned nr = pv_chunk_nr_pages(e, i);
+		uint64_t *const count[] = { NULL, &s->empty, &s->swapped, &s->remote };
+
+		s->resident += bitmap_count(p->valid, nr);
+		for (enum pv_home h = PV_HOME_ZERO; h <= PV_HOME_SOURCE; h++) {
+			uint64_t map[PV_WORDS];
+
+			pv_pages_of_home(p, h, map);
+			for (unsigned w = 0; w < PV_WORDS; w++)
+				map[w] &= ~p->valid[w];
+			*count[h] += bitmap_count(map, nr);
+		}
+	}
+	memcpy(s->queue, e->queues.nr, sizeof s->queue);
+	s->reads_waiting = e->reads_waiting;
+	s->trouble = e->reads_waiting || e->out_not_before_ns || e->drain_late ? e->trouble : NULL;
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// DOC: the paging engine
+//
+//  guest touches -> fault -> request -> read (swap | source | zero) -> CONTINUE, wake              page-in   page_in.c
+//  few pages free -> victim -> zap -> drain -> write stale pages -> standby -> punch               page-out  page_out.c
+//                              ^ a fault at any moment before the punch: CONTINUE, and the victim is saved
+//
+// One thread, no locks: every step is a completion on the loop. A chunk on its way out stays readable in the memfd until
+// the punch; standby chunks are therefore a cache of victims, and the pages free plus those in standby are what keeps a
+// fault from ever waiting for a drain or a write.
+//
+//    |<------------------------------ budget ------------------------------>|
+//    |  resident, on the chunk queues   | on the way out | standby |  free  |
+//                                       |<------ target ------------------->|   page-out starts below
+//                                                                  |< low >|    standby is punched below
+//                                                                  |<rsv>|      page-ins of more than the page stop
+//
+// Overdraft. A drain ends when the block I/O in flight ends, and that may itself need pages, hundreds at once: a fault of
+// a QEMU thread is served whatever the budget says. A vCPU's fault then waits a moment first (more when the overdraft is
+// large), since it needs no page for the drain to end; it does not wait for ever, since it may hold QEMU's big lock.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pvmem/chunk.h"
+#include "pvmem/queues.h"
+#include "pvmem/swap.h"
+
+struct loop;
+struct mm_pagemap;
+struct mm_zapper;
+struct pv_engine;
+
+// A block of guest RAM.
+struct pv_block {
+	uint64_t off; // in the array of all guest RAM, a multiple of PV_CHUNK_SIZE
+	uint64_t len; // a multiple of PAGE_SIZE
+	uint64_t hva; // in QEMU
+	int memfd;
+	char *map; // the whole memfd in our memory, MADV_NOHUGEPAGE
+};
+
+// Pages to be read from the page source into the memfd; owned by the engine.
+struct pv_source_read {
+	struct list link; // whoever reads it may queue it
+	uint64_t chunk;
+	uint64_t pages[PV_WORDS];
+	char *dest; // our mapping of the chunk: page i belongs at dest + i * PAGE_SIZE; no other page may be touched
+};
+
+// What upper floors do for the engine. ctx is theirs.
+struct pv_ops {
+	void *ctx;
+	// Begin to complete all of QEMU's block I/O that has begun by now, and call pv_drained() when that is so. Never blocks.
+	void (*drain)(void *ctx);
+	// Begin to read, and call pv_source_done(): not from within. Unused where no page has the home SOURCE.
+	void (*source_read)(void *ctx, struct pv_source_read *rd);
+};
+
+struct pv_opts {
+	struct loop *loop;
+	int uffd;
+	struct mm_zapper *zapper;
+	bool zap_own; // the zapper works only on pages that we have not mapped ourselves (MM_ZAP_PAGEOUT)
+	struct mm_pagemap *pagemap; // of QEMU
+	const struct pv_swap *swap;
+	const struct pv_block *blocks;
+	size_t nr_blocks;
+	struct pv_pages *pages; // one a chunk, of all blocks
+	uint64_t budget;        // bytes
+	const struct pv_ops *ops;
+};
+
+#define PV_LATENCY_BUCKETS 24 // bucket i counts faults of less than 2^i microseconds
+
+struct pv_stats {
+	// Pages, now.
+	uint64_t budget, charged, resident, standby, page_out_under_way, reserve;
+	uint64_t overdraft, overdraft_max; // charged beyond the budget, for the sake of I/O in flight
+	uint64_t swapped, remote, empty;
+	// Since the pager's start.
+	uint64_t faults, minor_faults, vcpu_faults;
+	uint64_t in_zero, in_swap, in_source;    // pages
+	uint64_t out_written, out_clean, out_zero; // pages
+	uint64_t chunks_out, chunks_rescued;
+	uint64_t drains, drain_ns, drain_ns_max;
+	uint64_t discarded; // pages that the guest gave back
+	uint64_t faults_delayed;
+	uint64_t latency[PV_LATENCY_BUCKETS]; // of page-ins
+	// What waits.
+	unsigned reads_waiting, writes_failed;
+	const char *trouble; // what went wrong last, or NULL when nothing waits
+	size_t queue[PV_NR_QUEUES];
+};
+
+// The smallest budget that works, for so much guest RAM.
+uint64_t pv_min_budget(uint64_t ram_len);
+// How much of a budget direct placement may fill, so that the VM begins to run without a page-out.
+uint64_t pv_placement_budget(uint64_t budget);
+
+// Chunks that have valid pages start on the queues. All that opts points to, but opts itself, must outlive the engine.
+// Page-out is held until pv_engine_run(): before that nobody can drain. -EINVAL, -ENOMEM.
+int pv_engine_new(const struct pv_opts *opts, struct pv_engine **e);
+void pv_engine_run(struct pv_engine *e);
+// No I/O of the engine may be in flight: the loop has ended.
+void pv_engine_free(struct pv_engine *e);
+
+// QEMU's address to offset in the array of guest RAM. False: not guest RAM.
+bool pv_engine_offset(const struct pv_engine *e, uint64_t hva, uint64_t *off);
+
+// A thread of QEMU waits for the page at off.
+void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu);
+// A REMOVE event: len bytes from off were discarded, or zapped by the engine itself, which it knows to tell apart.
+void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len);
+// The answer to pv_ops.drain. err: 0, or why it could not be done; chunks that waited for it stay in memory.
+void pv_drained(struct pv_engine *e, int err);
+// The answer to pv_ops.source_read. err: 0, or why not; the engine asks again after a while, and the guest waits.
+// what: names the trouble for stat, static.
+void pv_source_done(struct pv_engine *e, struct pv_source_read *rd, int err, const char *what);
+// Once in a round of the loop, after the uffd was read dry: keeps pages free. True: there is work to be done without
+// waiting, so do another round now.
+bool pv_balance(struct pv_engine *e);
+// A period of the chunk queues ends.
+void pv_tick(struct pv_engine *e);
+
+void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s);

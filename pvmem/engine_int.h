@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Shared by the files of the paging engine only.
+#pragma once
+#include "mm/pagemap.h"
+#include "mm/uffd.h"
+#include "mm/zap.h"
+#include "pvmem/engine.h"
+#include "util/clock.h"
+#include "util/loop.h"
+
+struct pv_engine {
+	struct pv_opts o;
+	struct pv_block *blocks;
+	struct pv_chunk *chunks;
+	uint64_t nr_chunks;
+	struct pv_queues queues;
+	bool active; // something was paged in this period
+
+	// Pages. charged: valid, or being read. low, target, reserve: see the drawing.
+	uint64_t budget, target, low, reserve, charged;
+
+	// Page-out, by stage. nr_out: pages in the stages from zap to write, nr_standby: in standby.
+	bool held;
+	struct list zapping, zapped, draining, writing, standby; // zapped: DRAINING too, but too late for the drain under way
+	uint64_t nr_out, nr_standby;
+	unsigned nr_zapping;
+	bool drain_busy;
+	uint64_t drain_begun_ns, out_not_before_ns;
+	struct loop_op zap_poll;
+
+	struct list remap;            // mappings whose CONTINUE met an event in progress
+	struct list delayed;          // faults that wait for memory
+	struct loop_timer delay_timer;
+
+	struct pv_stats stats;        // what is counted; the rest is filled in by pv_engine_stats()
+	unsigned reads_waiting;
+	bool drain_late;
+	const char *trouble;
+};
+
+// page-in: the reading of a run of pages of one chunk.
+struct pv_request {
+	struct loop_op op;       // swap
+	struct loop_timer retry; // after an error
+	struct pv_source_read source;
+	struct pv_engine *e;
+	struct pv_request *next; // of the chunk
+	uint64_t chunk;
+	enum pv_home from;
+	uint64_t pages[PV_WORDS]; // still wanted: a page that the guest discards meanwhile is taken out
+	uint64_t submitted[PV_WORDS]; // as being read: nobody else may touch these in the memfd
+	uint64_t begun_ns;
+	bool waiting;
+};
+
+static inline struct pv_pages *pv_pages_of(const struct pv_engine *e, uint64_t chunk)
+{
+	return &e->o.pages[chunk];
+}
+
+static inline uint64_t pv_chunk_index(const struct pv_engine *e, const struct pv_chunk *c)
+{
+	return (uint64_t)(c - e->chunks);
+}
+
+static inline uint64_t pv_free_pages(const struct pv_engine *e)
+{
+	return e->budget > e->charged ? e->budget - e->charged : 0;
+}
+
+// engine.c
+const struct pv_block *pv_block_of(const struct pv_engine *e, uint64_t chunk);
+unsigned pv_chunk_nr_pages(const struct pv_engine *e, uint64_t chunk);
+uint64_t pv_chunk_hva(const struct pv_engine *e, uint64_t chunk);
+char *pv_chunk_map(const struct pv_engine *e, uint64_t chunk);
+// Maps valid pages into QEMU and wakes who waits for them. Never fails: what can't be done now is done later.
+void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
+// Gives memory of the memfd back. The pages are charged no longer, and valid no longer.
+void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
+// After I/O of a chunk has ended or a page of it is gone: puts it where it belongs.
+void pv_chunk_settle(struct pv_engine *e, uint64_t chunk);
+void *pv_alloc(size_t len);
+
+// What pv_fault() does, and does again for a fault that was delayed.
+void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue);
+
+// page_in.c
+// The pages of a chunk that are being read.
+void pv_pages_in_flight(const struct pv_chunk *c, uint64_t map[PV_WORDS]);
+// Brings in the page, and what goes with it while there is room; overdue: the fault was delayed, and may overdraw now.
+void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, bool overdue);
+void pv_requests_drop_page(struct pv_chunk *c, unsigned page);
+// Serves delayed faults for which there is memory now.
+void pv_serve_delayed(struct pv_engine *e);
+void pv_delay_timer_done(struct loop_op *op, int res);
+
+// page_out.c
+// One step of keeping pages free.
+void pv_page_out(struct pv_engine *e);
+bool pv_is_out(const struct pv_chunk *c);
+// The chunk, somewhere on its way out but not being zapped, is resident again.
+void pv_rescue(struct pv_engine *e, uint64_t chunk);
+// Punches standby chunks until so many pages are free. False: there are not enough.
+bool pv_make_free(struct pv_engine *e, uint64_t pages);
+void pv_zap_poll_done(struct loop_op *op, int res);
