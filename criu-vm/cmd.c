@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/cmd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "criu-vm/run_dir.h"
+#include "util/log.h"
+
+#define MAX_OPTIONS 40
+
+static const struct cmd_option common_options[] = {
+	{ 0, "run-dir", "DIR", "where the VMs that run here are recorded (default " RUN_DIR_DEFAULT ")" },
+	{ 'o', "log-file", "FILE", "write messages there" },
+	{ 'v', "verbose", NULL, "say more; twice for everything" },
+	{ 0, "json", NULL, "print for programs" },
+	{ 'h', "help", NULL, "print this help" },
+	{ 0 },
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig)
+{
+	interrupted = sig;
+}
+
+void cmd_catch_signals(void)
+{
+	struct sigaction sa = { .sa_handler = on_signal };
+
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+	sigaction(SIGHUP, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+bool cmd_interrupted(void)
+{
+	return interrupted;
+}
+
+void cmd_ignore_signals(void)
+{
+	signal(SIGINT, SIG_IGN);
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+static void print_options(const struct cmd_option *o)
+{
+	for (; o->name; o++) {
+		char left[48];
+
+		if (!o->help)
+			continue;
+		snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ', o->letter ? "," : " ", o->name,
+			 o->arg ? " " : "", o->arg ? o->arg : "");
+		printf("  %-28s %s\n", left, o->help);
+	}
+}
+
+void cmd_help(const struct cmd *cmd)
+{
+	printf("usage: criu-vm %s %s\n%s\n\n", cmd->name, cmd->synopsis, cmd->summary);
+	print_options(cmd->options);
+	print_options(common_options);
+}
+
+int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...)
+{
+	char what[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof what, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "criu-vm %s: %s\ntry: criu-vm %s --help\n", cmd->name, what, cmd->name);
+	return CMD_USAGE;
+}
+
+static int open_log(const struct cmd_common *c)
+{
+	int fd = STDERR_FILENO;
+
+	if (c->log_file) {
+		fd = open(c->log_file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+		if (fd < 0) {
+			log_err("cannot write log file %s: %s", c->log_file, strerror(errno));
+			return CMD_FAILED;
+		}
+	}
+	log_init(fd, LOG_WARN + (c->verbose < 2 ? c->verbose : 2), "criu-vm", c->log_file != NULL);
+	return CMD_GO_ON;
+}
+
+static void take_common(struct cmd_common *c, const char *name, const char *value)
+{
+	if (!strcmp(name, "run-dir"))
+		c->run_dir = value;
+	else if (!strcmp(name, "log-file"))
+		c->log_file = value;
+	else if (!strcmp(name, "verbose"))
+		c->verbose++;
+	else if (!strcmp(name, "json"))
+		c->json = true;
+}
+
+int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *common, bool (*on)(void *ctx, const char *name, const char *value),
+	      void *ctx, int *rest)
+{
+	const struct cmd_option *const tables[] = { cmd->options, common_options };
+	const struct cmd_option *all[MAX_OPTIONS];
+	struct option longs[MAX_OPTIONS + 1] = { 0 };
+	char shorts[2 * MAX_OPTIONS + 2] = "";
+	unsigned n = 0, own = 0;
+	int i, c;
+
+	*common = (struct cmd_common){ .run_dir = RUN_DIR_DEFAULT };
+	for (unsigned t = 0; t < 2; t++) {
+		for (const struct cmd_option *o = tables[t]; o->name; o++, n++) {
+			all[n] = o;
+			longs[n] = (struct option){ .name = o->name, .has_arg = o->arg ? required_argument : no_argument };
+			if (o->letter)
+				sprintf(shorts + strlen(shorts), "%c%s", o->letter, o->arg ? ":" : "");
+		}
+		if (!t)
+			own = n;
+	}
+	optind = 1;
+	while ((c = getopt_long(argc, argv, shorts, longs, &i)) != -1) {
+		if (c == '?')
+			return cmd_usage_error(cmd, "see above");
+		for (unsigned o = 0; c && o < n; o++)
+			if (all[o]->letter == c)
+				i = (int)o;
+		if (!strcmp(all[i]->name, "help")) {
+			cmd_help(cmd);
+			return CMD_OK;
+		}
+		if ((unsigned)i >= own)
+			take_common(common, all[i]->name, optarg);
+		else if (!on(ctx, all[i]->name, all[i]->arg ? optarg : NULL))
+			return CMD_USAGE;
+	}
+	*rest = optind;
+	return open_log(common);
+}

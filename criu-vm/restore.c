@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/restore.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "criu-vm/stages.h"
+#include "qemu/qmp.h"
+#include "util/log.h"
+
+static int lay_out_blocks(struct restore *r)
+{
+	r->nr_blocks = r->vm->n_blocks;
+	r->blocks = calloc(r->nr_blocks + 1, sizeof *r->blocks);
+	if (!r->blocks)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->nr_blocks; i++) {
+		struct pv_block *b = &r->blocks[i];
+
+		*b = (struct pv_block){ .off = r->nr_chunks * PV_CHUNK_SIZE, .len = r->vm->blocks[i]->len, .memfd = -1 };
+		r->nr_chunks += DIV_ROUND_UP(b->len, PV_CHUNK_SIZE);
+		r->ram += b->len;
+	}
+	return 0;
+}
+
+static int choose_name(struct restore *r)
+{
+	const char *slash = strrchr(r->o->dir, '/');
+	const char *const candidates[] = { r->o->name, r->vm->name, slash ? slash + 1 : r->o->dir };
+
+	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
+		if (candidates[i] && run_dir_name_ok(candidates[i])) {
+			snprintf(r->name, sizeof r->name, "%s", candidates[i]);
+			return 0;
+		}
+	log_err("give the VM a name with --name");
+	return -EINVAL;
+}
+
+static int choose_log(struct restore *r)
+{
+	const char *given = r->o->log_file;
+
+	if (!given && mkdir(LOG_DIR_DEFAULT, 0755) < 0 && errno != EEXIST) {
+		log_err("cannot create %s: %s; choose a log file with -o", LOG_DIR_DEFAULT, strerror(errno));
+		return -errno;
+	}
+	if (given)
+		r->log = realpath(given, NULL);
+	else if (asprintf(&r->log, LOG_DIR_DEFAULT "/%s.log", r->name) < 0)
+		r->log = NULL;
+	return r->log ? 0 : -ENOMEM;
+}
+
+static int open_images(void *ctx)
+{
+	struct restore *r = ctx;
+	char have[16], want[16];
+	int err = img_dir_open(r->o->dir, &r->images);
+
+	if (err)
+		return err;
+	r->vm = img_dir_vm(r->images);
+	if ((err = lay_out_blocks(r)) || (err = choose_name(r)) || (err = choose_log(r)))
+		return err;
+	r->state.ram = r->ram;
+	r->state.nr_chunks = r->nr_chunks;
+	r->state.budget = r->o->ram && r->o->ram < r->ram ? r->o->ram : r->ram;
+	r->paging = r->state.paging = r->o->lazy || r->state.budget < r->ram;
+	r->state.log = strdup(r->log);
+	if (r->o->lazy)
+		r->state.images = realpath(r->o->dir, NULL);
+	if (r->state.budget < pv_min_budget(r->ram)) {
+		log_err("--ram %s is too little for this VM: below %s, I/O in flight and page-outs would leave no room to work in",
+			size_format(r->state.budget, have), size_format(pv_min_budget(r->ram), want));
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int make_run_dir(void *ctx)
+{
+	struct restore *r = ctx;
+
+	return run_dir_create(r->o->run_dir, r->name, &r->rd);
+}
+
+static void remove_run_dir(void *ctx)
+{
+	struct restore *r = ctx;
+
+	run_dir_destroy(&r->rd);
+}
+
+static const struct stage stages[] = {
+	{ "images", open_images, NULL },
+	{ "run-dir", make_run_dir, remove_run_dir },
+	{ "memory", restore_memory, restore_memory_undo },
+	{ "place", restore_place, NULL },
+	{ "start", restore_start, restore_start_undo },
+	{ "plant", restore_plant, NULL },
+	{ "serve", restore_serve, NULL },
+	{ "load", restore_load, NULL },
+	{ "run", restore_go, NULL },
+};
+
+int restore_run(const struct restore_opts *o, struct restore *r)
+{
+	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE,
+			       .state = { .target_uffd = -1, .target_ring = -1 } };
+	return stages_run(stages, ARRAY_SIZE(stages), r);
+}
+
+void restore_fini(struct restore *r)
+{
+	for (size_t i = 0; r->blocks && i < r->nr_blocks; i++) {
+		if (r->blocks[i].map)
+			munmap(r->blocks[i].map, r->blocks[i].len);
+		if (r->blocks[i].memfd >= 0)
+			close(r->blocks[i].memfd);
+	}
+	free(r->blocks);
+	launch_done(&r->launch);
+	if (r->pages)
+		munmap(r->pages, r->nr_chunks * sizeof *r->pages);
+	pv_swap_close(&r->swap);
+	run_dir_close(&r->rd);
+	vm_state_fini(&r->state);
+	img_dir_close(r->images);
+	free(r->log);
+}

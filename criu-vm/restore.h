@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "criu-vm/launch.h"
+#include "criu-vm/run_dir.h"
+#include "images/reader.h"
+#include "pvmem/engine.h"
+
+struct restore_opts {
+	const char *dir;      // images
+	const char *name;     // NULL: the recorded one, or one made of the directory's
+	const char *run_dir;
+	const char *log_file; // NULL: /var/log/criu-vm/NAME.log
+	bool lazy;
+	uint64_t ram;         // budget in bytes, 0: as much as the VM has
+	const char *swap;     // path of the image, or a directory for it; NULL: the default directory
+	bool swap_sparse;
+	char *const *replace; // QEMU options
+	int nr_replace;
+};
+
+struct restore {
+	const struct restore_opts *o;
+	struct img_dir *images;
+	const VmEntry *vm;
+	char name[RUN_DIR_NAME_MAX + 1];
+	char *log;
+	bool paging;
+	uint64_t ram, nr_chunks; // of the VM
+	struct pv_block *blocks;
+	size_t nr_blocks;
+	struct pv_pages *pages;
+	struct pv_swap swap;
+	struct run_dir rd;
+	struct vm_state state;
+	struct launch launch;
+	struct qmp *qmp;
+	uint64_t nr_in_ram, nr_in_swap; // pages placed before the VM ran
+};
+
+// Restores and starts the VM, or leaves nothing behind. 0 or -errno, logged. *r stays valid for what is to be told of it,
+// until restore_fini().
+int restore_run(const struct restore_opts *o, struct restore *r);
+void restore_fini(struct restore *r);
+
+// restore_memory.c: the stages that bring guest RAM to its place.
+int restore_memory(void *ctx);
+void restore_memory_undo(void *ctx);
+int restore_place(void *ctx);
+
+// restore_qemu.c: the stages that start QEMU, plant, and load the device state.
+int restore_start(void *ctx);
+void restore_start_undo(void *ctx);
+int restore_plant(void *ctx);
+int restore_serve(void *ctx);
+int restore_load(void *ctx);
+int restore_go(void *ctx);

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "criu-vm/cmd.h"
+#include "criu-vm/progress.h"
+#include "criu-vm/restore.h"
+#include "lazy-pages/image_source.h"
+#include "pvmem/place.h"
+#include "util/log.h"
+
+#define NR_BUFFERS 8
+
+static int make_dirs(const char *path)
+{
+	char part[PATH_MAX];
+
+	for (const char *p = path + 1;; p++)
+		if (!*p || *p == '/') {
+			snprintf(part, sizeof part, "%.*s", (int)(p - path), path);
+			if (mkdir(part, 0700) < 0 && errno != EEXIST)
+				return -errno;
+			if (!*p)
+				return 0;
+		}
+}
+
+static int make_swap(struct restore *r)
+{
+	char path[PATH_MAX];
+	const char *at = r->o->swap ? r->o->swap : SWAP_DIR_DEFAULT;
+	struct stat st;
+	char *full;
+	int err;
+
+	if (!r->o->swap && (err = make_dirs(at))) {
+		log_err("cannot create %s: %s; say where the swap image shall be with --swap", at, strerror(-err));
+		return err;
+	}
+	if (!stat(at, &st) && S_ISDIR(st.st_mode))
+		snprintf(path, sizeof path, "%s/%s.swap", at, r->name);
+	else
+		snprintf(path, sizeof path, "%s", at);
+	err = pv_swap_create(path, r->nr_chunks * PV_CHUNK_SIZE, r->o->swap_sparse, &r->swap);
+	if (err)
+		return err;
+	full = realpath(path, NULL); // the pager may be asked from anywhere
+	r->state.swap_path = full ? full : strdup(path);
+	r->state.swap_sparse = r->o->swap_sparse;
+	err = r->state.swap_path ? vm_state_save(&r->rd, &r->state) : -ENOMEM;
+	if (err)
+		pv_swap_destroy(&r->swap);
+	return err;
+}
+
+static int make_block(struct restore *r, size_t i)
+{
+	struct pv_block *b = &r->blocks[i];
+	char name[128];
+	int err;
+
+	snprintf(name, sizeof name, "criu-vm:%s:%zu", r->name, i);
+	b->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (b->memfd < 0 || ftruncate(b->memfd, (off_t)b->len) < 0 ||
+	    fcntl(b->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		goto failed;
+	b->map = mmap(NULL, b->len, PROT_READ | PROT_WRITE, MAP_SHARED, b->memfd, 0);
+	if (b->map == MAP_FAILED) {
+		b->map = NULL;
+		goto failed;
+	}
+	if (r->paging)
+		madvise(b->map, b->len, MADV_NOHUGEPAGE);
+	return 0;
+failed:
+	err = -errno;
+	log_err("cannot make %lu MiB of guest RAM: %s", b->len / MiB, strerror(-err));
+	return err;
+}
+
+// All pages empty, but for those in the images if they stay there until they are touched.
+static void fill_page_table(struct restore *r)
+{
+	uint64_t all[PV_WORDS];
+
+	memset(all, 0xff, sizeof all);
+	for (uint64_t i = 0; i < r->nr_chunks; i++) {
+		uint64_t in_block;
+		uint32_t block;
+
+		pv_pages_set_home(&r->pages[i], all, PV_HOME_ZERO);
+		if (!r->o->lazy)
+			continue;
+		lp_image_chunk(r->images, i, &block, &in_block);
+		pv_pages_set_home(&r->pages[i], img_dir_chunk(r->images, block, in_block)->present, PV_HOME_SOURCE);
+	}
+}
+
+int restore_memory(void *ctx)
+{
+	struct restore *r = ctx;
+	int err = 0;
+
+	for (size_t i = 0; !err && i < r->nr_blocks; i++)
+		err = make_block(r, i);
+	if (!err && r->state.budget < r->ram)
+		err = make_swap(r);
+	if (!err)
+		err = run_dir_map_pages(&r->rd, r->nr_chunks, true, &r->pages);
+	if (err)
+		restore_memory_undo(r);
+	else
+		fill_page_table(r);
+	return err;
+}
+
+void restore_memory_undo(void *ctx)
+{
+	struct restore *r = ctx;
+
+	for (size_t i = 0; i < r->nr_blocks; i++) {
+		if (r->blocks[i].map)
+			munmap(r->blocks[i].map, r->blocks[i].len);
+		if (r->blocks[i].memfd >= 0)
+			close(r->blocks[i].memfd);
+		r->blocks[i].map = NULL;
+		r->blocks[i].memfd = -1;
+	}
+	if (r->pages)
+		munmap(r->pages, r->nr_chunks * sizeof *r->pages);
+	r->pages = NULL;
+	pv_swap_destroy(&r->swap);
+}
+
+// One chunk on its way from the images to its place.
+struct move {
+	struct loop_op op;
+	struct pv_placing placing;
+	struct mover *mover;
+	const struct img_chunk *chunk;
+	uint32_t block;
+	bool busy;
+};
+
+struct mover {
+	struct restore *r;
+	struct loop loop;
+	struct pv_placer placer;
+	struct progress progress;
+	struct move moves[NR_BUFFERS];
+	uint64_t next;
+	unsigned nr_busy;
+	int err;
+};
+
+static size_t move_len(const struct move *m)
+{
+	return bitmap_count(m->chunk->present, PV_CHUNK_PAGES) * PAGE_SIZE;
+}
+
+static void move_failed(struct move *m, int err, const char *what)
+{
+	if (!m->mover->err)
+		log_err("chunk %lu of guest RAM: %s: %s", m->placing.chunk, what, strerror(-err));
+	m->mover->err = err;
+	m->busy = false;
+	m->mover->nr_busy--;
+}
+
+static void placed(struct pv_placing *p, int err)
+{
+	struct move *m = list_entry(p, struct move, placing);
+
+	if (err) {
+		move_failed(m, err, "cannot write it to the swap image");
+		return;
+	}
+	progress_add(&m->mover->progress, move_len(m));
+	m->busy = false;
+	m->mover->nr_busy--;
+}
+
+static void chunk_read(struct loop_op *op, int res)
+{
+	struct move *m = list_entry(op, struct move, op);
+
+	if (res < 0 || (size_t)res < move_len(m)) {
+		move_failed(m, res < 0 ? res : -EIO, "cannot read the images");
+	} else if (!img_chunk_check(m->chunk, m->placing.packed)) {
+		move_failed(m, -EBADMSG, "the images are damaged, its checksum is wrong");
+	} else {
+		memcpy(m->placing.present, m->chunk->present, sizeof m->placing.present);
+		m->placing.done = placed;
+		pv_place(&m->mover->placer, &m->placing);
+	}
+}
+
+// The next chunk that has content goes into this buffer. False when there is none.
+static bool move_next(struct mover *v, struct move *m)
+{
+	for (; v->next < v->r->nr_chunks; v->next++) {
+		uint64_t in_block;
+
+		lp_image_chunk(v->r->images, v->next, &m->block, &in_block);
+		m->chunk = img_dir_chunk(v->r->images, m->block, in_block);
+		if (!bitmap_empty(m->chunk->present, PV_CHUNK_PAGES))
+			break;
+	}
+	if (v->next == v->r->nr_chunks)
+		return false;
+	m->placing.chunk = v->next++;
+	m->busy = true;
+	v->nr_busy++;
+	loop_read(&v->loop, &m->op, img_dir_pages_fd(v->r->images, m->block), m->placing.packed, move_len(m), m->chunk->off);
+	return true;
+}
+
+static int move_all(struct mover *v)
+{
+	bool more = true;
+
+	for (;;) {
+		for (unsigned i = 0; more && !v->err && i < NR_BUFFERS; i++)
+			if (!v->moves[i].busy)
+				more = move_next(v, &v->moves[i]);
+		if (cmd_interrupted() && !v->err) {
+			log_err("interrupted; nothing was restored");
+			v->err = -EINTR;
+		}
+		if (!v->nr_busy && (!more || v->err))
+			return v->err;
+		if (loop_round(&v->loop, true))
+			return v->loop.error;
+	}
+}
+
+// Everything to where it will live, before the VM runs. Lazily restored pages stay in the images instead.
+int restore_place(void *ctx)
+{
+	struct restore *r = ctx;
+	struct mover *v;
+	uint64_t len = 0;
+	int err;
+
+	if (r->o->lazy)
+		return 0;
+	v = calloc(1, sizeof *v);
+	if (!v)
+		return -ENOMEM;
+	v->r = r;
+	err = loop_init(&v->loop, 1024);
+	if (err)
+		log_err("cannot set up an io_uring: %s", strerror(-err));
+	else
+		err = pv_placer_init(&v->placer, &v->loop, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
+				     r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+	for (unsigned i = 0; i < NR_BUFFERS; i++) {
+		v->moves[i].mover = v;
+		v->moves[i].op.done = chunk_read;
+		v->moves[i].placing.packed = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE);
+		if (!v->moves[i].placing.packed)
+			err = -ENOMEM;
+	}
+	for (uint64_t i = 0; i < r->nr_chunks; i++) {
+		uint64_t in_block;
+		uint32_t block;
+
+		lp_image_chunk(r->images, i, &block, &in_block);
+		len += bitmap_count(img_dir_chunk(r->images, block, in_block)->present, PV_CHUNK_PAGES) * PAGE_SIZE;
+	}
+	if (!err) {
+		progress_begin(&v->progress, "restoring memory", len);
+		err = move_all(v);
+		progress_end(&v->progress);
+	}
+	r->nr_in_ram = v->placer.nr_ram;
+	r->nr_in_swap = v->placer.nr_swap;
+	loop_fini(&v->loop);
+	pv_placer_fini(&v->placer);
+	for (unsigned i = 0; i < NR_BUFFERS; i++)
+		free(v->moves[i].placing.packed);
+	free(v);
+	return err;
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "criu-vm/cmd.h"
+#include "criu-vm/restore.h"
+#include "mm/maps.h"
+#include "mm/plant.h"
+#include "mm/uapi.h"
+#include "mm/uffd.h"
+#include "qemu/args.h"
+#include "qemu/cmdline.h"
+#include "qemu/devstate.h"
+#include "qemu/qmp.h"
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/io.h"
+#include "util/log.h"
+
+#define START_TIMEOUT_NS (60 * NSEC_PER_SEC)
+#define LOAD_TIMEOUT_NS (120 * NSEC_PER_SEC)
+#define QMP_TIMEOUT_MS 20000
+#define SERVE_TIMEOUT_MS 60000
+#define RING_ENTRIES 128
+#define RING_IDLE_MS 1
+#define UFFD_FEATURES \
+	(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
+	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID)
+
+static bool qemu_ended(const struct restore *r)
+{
+	struct pollfd p = { .fd = r->launch.qemu_pidfd, .events = POLLIN };
+
+	return poll(&p, 1, 0) != 0;
+}
+
+// What QEMU said last, to the person who waits.
+static void tell_output(const struct restore *r)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+
+	if (io_read_file(r->log, 64 * MiB, &text, &len))
+		return;
+	while (len && text[len - 1] == '\n')
+		text[--len] = 0;
+	for (unsigned lines = 0; len && lines < 5;)
+		lines += text[--len] == '\n';
+	log_err("QEMU has ended; the end of %s:%s%s", r->log, text[len] == '\n' ? "" : "\n", text + len);
+}
+
+static int waiting_failed(const struct restore *r, uint64_t end, const char *what)
+{
+	if (qemu_ended(r)) {
+		tell_output(r);
+		return -ECHILD;
+	}
+	if (cmd_interrupted()) {
+		log_err("interrupted; the new QEMU is ended");
+		return -EINTR;
+	}
+	if (clock_now_ns() > end) {
+		log_err("QEMU does not %s in time; its output is in %s", what, r->log);
+		return -ETIMEDOUT;
+	}
+	return 0;
+}
+
+static bool drops_privileges(const VmEntry *vm)
+{
+	struct qemu_arg a;
+	int i = 1;
+
+	while (qemu_arg_next(vm->argv, (int)vm->n_argv, &i, &a))
+		if (!strcmp(a.name, "runas") || (!strcmp(a.name, "run-with") && qemu_opt_has(a.value, NULL, "user")))
+			return true;
+	return false;
+}
+
+// The command line of the new QEMU, which runs as the user that the old one ran as.
+static int make_argv(struct restore *r, const char *qmp_path, char ***argv)
+{
+	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(r->nr_blocks, sizeof *ram);
+	_cleanup_free_ char **replace = calloc((size_t)r->o->nr_replace + 2, sizeof *replace);
+	struct qemu_cmdline_opts o;
+	char user[32] = "";
+	int nr = r->o->nr_replace;
+
+	if (!ram || !replace)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->nr_blocks; i++)
+		ram[i] = (struct qemu_cmdline_ram){ .backend_id = r->vm->blocks[i]->backend_id, .len = r->blocks[i].len, .fd = r->blocks[i].memfd };
+	memcpy(replace, r->o->replace, (size_t)nr * sizeof *replace);
+	if (r->vm->uid && !geteuid() && !drops_privileges(r->vm)) {
+		snprintf(user, sizeof user, "%u:%u", r->vm->uid, r->vm->gid);
+		replace[nr++] = "-runas";
+		replace[nr++] = user;
+	}
+	o = (struct qemu_cmdline_opts){ .qemu = r->vm->qemu_path, .recorded = r->vm->argv, .nr_recorded = (int)r->vm->n_argv, .replace = replace,
+					.nr_replace = nr, .machine = r->vm->machine, .qmp_path = qmp_path, .ram = ram, .nr_ram = r->nr_blocks };
+	return qemu_cmdline_rebuild(&o, argv);
+}
+
+static int open_qmp(struct restore *r, const char *path)
+{
+	uint64_t end = clock_now_ns() + START_TIMEOUT_NS;
+	int err;
+
+	while ((err = qmp_open_quiet(path, 500, &r->qmp)) == -ENOENT || err == -ECONNREFUSED || err == -EBUSY || err == -EPIPE) {
+		int failed = waiting_failed(r, end, "open its monitor");
+
+		if (failed)
+			return failed;
+		usleep(5000);
+	}
+	if (!err)
+		qmp_set_timeout(r->qmp, QMP_TIMEOUT_MS);
+	return err;
+}
+
+int restore_start(void *ctx)
+{
+	struct restore *r = ctx;
+	struct launch_opts o = { .root = r->o->run_dir, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks, .log = r->log };
+	_cleanup_free_ int *fds = calloc(r->nr_blocks, sizeof *fds);
+	char qmp_path[PATH_MAX];
+	char **argv;
+	int err;
+
+	if (!fds)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->nr_blocks; i++)
+		fds[i] = r->blocks[i].memfd;
+	run_dir_file(&r->rd, "qmp.sock", qmp_path, sizeof qmp_path);
+	err = make_argv(r, qmp_path, &argv);
+	if (err)
+		return err;
+	o.argv = argv;
+	o.fds = fds;
+	err = launch_start(&o, &r->launch);
+	qemu_cmdline_free(argv);
+	if (!err)
+		err = open_qmp(r, qmp_path);
+	if (err)
+		restore_start_undo(r);
+	return err;
+}
+
+void restore_start_undo(void *ctx)
+{
+	struct restore *r = ctx;
+
+	qmp_close(r->qmp);
+	r->qmp = NULL;
+	launch_abort(&r->launch);
+}
+
+// QEMU's name for a descriptor of the userfaultfd device, which we give it for a moment.
+#define UFFD_DEV_NAME "criu-vm-uffd"
+
+static int find_uffd_dev(pid_t pid)
+{
+	char path[64], link[64];
+	struct dirent *d;
+	int found = -1;
+	DIR *dir;
+
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	dir = opendir(path);
+	while (dir && found < 0 && (d = readdir(dir))) {
+		ssize_t n = readlinkat(dirfd(dir), d->d_name, link, sizeof link - 1);
+
+		if (n > 0) {
+			link[n] = 0;
+			if (!strcmp(link, "/dev/userfaultfd"))
+				found = atoi(d->d_name);
+		}
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+// A QEMU that is not root may not call userfaultfd(2): it gets the device from us.
+static int plant(struct restore *r, struct mm_plant *p)
+{
+	struct mm_plant_opts o = { .ring_entries = RING_ENTRIES, .sq_idle_ms = RING_IDLE_MS, .target_uffd_dev = -1 };
+	_cleanup_close_ int dev = -1;
+	struct stat st;
+	char path[40];
+	int err;
+
+	snprintf(path, sizeof path, "/proc/%d/fd", r->launch.qemu);
+	if (stat(path, &st) < 0 || !st.st_uid)
+		return mm_plant(r->launch.qemu, &o, p);
+	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (dev < 0) {
+		err = -errno;
+		log_err("QEMU runs as user %u, for which /dev/userfaultfd is needed: %s", st.st_uid, strerror(-err));
+		return err;
+	}
+	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", UFFD_DEV_NAME), dev, NULL);
+	if (err)
+		return err;
+	o.target_uffd_dev = find_uffd_dev(r->launch.qemu);
+	err = o.target_uffd_dev < 0 ? -ENOENT : mm_plant(r->launch.qemu, &o, p);
+	if (o.target_uffd_dev < 0)
+		log_err("QEMU did not take the userfaultfd device");
+	qmp_call(r->qmp, "closefd", json_pack("{s:s}", "fdname", UFFD_DEV_NAME), NULL);
+	return err;
+}
+
+// Where QEMU has mapped the block.
+static int locate(const struct restore *r, struct pv_block *b)
+{
+	_cleanup_free_ struct mm_region *regions = NULL;
+	struct stat st;
+	size_t nr;
+	int err;
+
+	if (fstat(b->memfd, &st) < 0)
+		return -errno;
+	err = mm_find_mappings(r->launch.qemu, st.st_dev, st.st_ino, &regions, &nr);
+	if (err)
+		return err;
+	if (nr != 1 || regions[0].file_off || regions[0].len < b->len) {
+		log_err("QEMU has not mapped guest RAM as was asked; was a memory option given behind '--'?");
+		return -EINVAL;
+	}
+	b->hva = regions[0].hva;
+	return 0;
+}
+
+int restore_plant(void *ctx)
+{
+	struct restore *r = ctx;
+	struct mm_plant p = { .uffd = -1, .ring_fd = -1 };
+	int err = 0;
+
+	if (!r->paging)
+		return 0;
+	for (size_t i = 0; !err && i < r->nr_blocks; i++)
+		err = locate(r, &r->blocks[i]);
+	if (!err)
+		err = plant(r, &p);
+	if (err)
+		return err;
+	log_info("QEMU stood still for %lu us to be planted", p.window_ns / 1000);
+	err = mm_uffd_api(p.uffd, UFFD_FEATURES, NULL);
+	for (size_t i = 0; !err && i < r->nr_blocks; i++)
+		err = mm_uffd_register(p.uffd, r->blocks[i].hva, r->blocks[i].len);
+	r->state.target_uffd = p.target_uffd;
+	r->state.target_ring = p.target_ring;
+	r->state.ring_entries = p.ring.sq_entries;
+	mm_plant_fini(&p);
+	return err;
+}
+
+int restore_serve(void *ctx)
+{
+	struct restore *r = ctx;
+	struct vm_state *s = &r->state;
+	int err;
+
+	s->qemu = r->launch.qemu;
+	s->qemu_start = process_start(s->qemu);
+	s->run = strcmp(r->vm->run_state, "paused") != 0;
+	s->nr_blocks = r->nr_blocks;
+	s->blocks = calloc(r->nr_blocks, sizeof *s->blocks);
+	if (!s->blocks)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->nr_blocks; i++)
+		s->blocks[i] = (struct vm_state_block){ .off = r->blocks[i].off, .len = r->blocks[i].len, .hva = r->blocks[i].hva,
+							.memfd = r->blocks[i].memfd };
+	err = vm_state_save(&r->rd, s);
+	if (!err)
+		err = launch_tell(&r->launch, "go");
+	return err ? err : launch_wait(&r->launch, "serving", SERVE_TIMEOUT_MS);
+}
+
+static int send_stream(const struct restore *r, int fd, const uint8_t *p, size_t len)
+{
+	uint64_t end = clock_now_ns() + LOAD_TIMEOUT_NS;
+
+	while (len) {
+		struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+		ssize_t n = poll(&pfd, 1, 200) > 0 ? write(fd, p, len) : 0;
+		int err;
+
+		if (n < 0 && errno != EAGAIN && errno != EINTR && errno != EPIPE) {
+			err = -errno;
+			log_err("cannot send the device state to QEMU: %s", strerror(-err));
+			return err;
+		}
+		if (n > 0) {
+			p += n;
+			len -= (size_t)n;
+			continue;
+		}
+		if (n < 0 && errno == EPIPE) // it has stopped reading: it is ending, or fails to
+			usleep(100000);
+		err = waiting_failed(r, end, "take its device state");
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int wait_loaded(const struct restore *r)
+{
+	uint64_t end = clock_now_ns() + LOAD_TIMEOUT_NS;
+
+	for (;;) {
+		json_t *status = NULL;
+		bool loading;
+		int err;
+
+		if (qemu_ended(r))
+			return waiting_failed(r, end, "");
+		err = qmp_try(r->qmp, "query-status", NULL, &status);
+		if (err)
+			return qemu_ended(r) ? waiting_failed(r, end, "") : err;
+		loading = !strcmp(json_string_value(json_object_get(status, "status")), "inmigrate");
+		json_decref(status);
+		if (!loading)
+			return 0;
+		err = waiting_failed(r, end, "load its device state");
+		if (err)
+			return err;
+		usleep(1000);
+	}
+}
+
+// The small blocks as whole memory.
+static int expand_blocks(const DeviceStateEntry *ds, struct qemu_small_block *small)
+{
+	for (size_t i = 0; i < ds->n_blocks; i++) {
+		const SmallBlockEntry *b = ds->blocks[i];
+		uint8_t *data = calloc(1, b->len);
+
+		small[i] = (struct qemu_small_block){ .name = b->name, .len = b->len, .data = data };
+		if (!data)
+			return -ENOMEM;
+		for (size_t j = 0; j < b->n_runs; j++) {
+			const SmallRunEntry *run = b->runs[j];
+
+			if (run->off > b->len || run->data.len > b->len - run->off) {
+				log_err("device-state.img: a run of block '%s' reaches beyond its end", b->name);
+				return -EBADMSG;
+			}
+			memcpy(data + run->off, run->data.data, run->data.len);
+		}
+	}
+	return 0;
+}
+
+static int build_stream(const struct restore *r, uint8_t **stream, size_t *len)
+{
+	const DeviceStateEntry *ds = img_dir_device_state(r->images);
+	struct qemu_small_block *small = calloc(ds->n_blocks + 1, sizeof *small);
+	int err = small ? expand_blocks(ds, small) : -ENOMEM;
+
+	if (!err)
+		err = qemu_devstate_build(ds->stream.data, ds->stream.len, r->vm->machine, small, ds->n_blocks, stream, len);
+	for (size_t i = 0; small && i < ds->n_blocks; i++)
+		free((void *)small[i].data);
+	free(small);
+	return err;
+}
+
+int restore_load(void *ctx)
+{
+	struct restore *r = ctx;
+	_cleanup_free_ uint8_t *stream = NULL;
+	int err, pipe_fds[2];
+	size_t len;
+
+	err = build_stream(r, &stream, &len);
+	if (err)
+		return err;
+	if (pipe2(pipe_fds, O_CLOEXEC) < 0) {
+		err = -errno;
+		log_err("cannot make a pipe: %s", strerror(-err));
+		return err;
+	}
+	fcntl(pipe_fds[1], F_SETFL, O_NONBLOCK);
+	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", "criu-vm-state"), pipe_fds[0], NULL);
+	close(pipe_fds[0]);
+	if (!err)
+		err = qmp_call(r->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:criu-vm-state"), NULL);
+	if (!err)
+		err = send_stream(r, pipe_fds[1], stream, len);
+	close(pipe_fds[1]);
+	return err ? err : wait_loaded(r);
+}
+
+int restore_go(void *ctx)
+{
+	struct restore *r = ctx;
+	int err;
+
+	qmp_close(r->qmp); // it serves one client: the pager from now on
+	r->qmp = NULL;
+	err = launch_tell(&r->launch, "run");
+	return err ? err : launch_wait(&r->launch, "running", SERVE_TIMEOUT_MS);
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/run_dir.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+#include "util/log.h"
+
+bool run_dir_name_ok(const char *name)
+{
+	size_t len = strlen(name);
+
+	if (!isalnum((unsigned char)name[0]) || len > RUN_DIR_NAME_MAX)
+		return false;
+	for (size_t i = 0; i < len; i++)
+		if (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i]))
+			return false;
+	return true;
+}
+
+static int set_paths(const char *root, const char *name, struct run_dir *rd)
+{
+	*rd = RUN_DIR_NONE;
+	rd->root = strdup(root);
+	rd->name = strdup(name);
+	if (asprintf(&rd->path, "%s/%s", root, name) < 0)
+		rd->path = NULL;
+	if (rd->root && rd->name && rd->path)
+		return 0;
+	run_dir_close(rd);
+	return -ENOMEM;
+}
+
+void run_dir_close(struct run_dir *rd)
+{
+	if (rd->fd >= 0)
+		close(rd->fd);
+	free(rd->root);
+	free(rd->name);
+	free(rd->path);
+	*rd = RUN_DIR_NONE;
+}
+
+const char *run_dir_file(const struct run_dir *rd, const char *file, char *buf, size_t size)
+{
+	snprintf(buf, size, "%s/%s", rd->path, file);
+	return buf;
+}
+
+int run_dir_open(const char *root, const char *name, struct run_dir *rd)
+{
+	int r = set_paths(root, name, rd);
+
+	if (r)
+		return r;
+	rd->fd = open(rd->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (rd->fd >= 0)
+		return 0;
+	r = -errno;
+	if (r != -ENOENT)
+		log_err("cannot open %s: %s", rd->path, strerror(-r));
+	run_dir_close(rd);
+	return r;
+}
+
+bool run_dir_is_locked(const struct run_dir *rd)
+{
+	if (flock(rd->fd, LOCK_EX | LOCK_NB) < 0)
+		return true;
+	flock(rd->fd, LOCK_UN);
+	return false;
+}
+
+// The name's directory is there: nobody's, or in use?
+static int reclaim(const char *root, const char *name)
+{
+	struct vm_state s = { 0 };
+	struct run_dir old;
+	int r = run_dir_open(root, name, &old);
+
+	if (r)
+		return r == -ENOENT ? 0 : r;
+	if (run_dir_is_locked(&old)) {
+		log_err("the name '%s' is in use by a running VM (criu-vm stat %s); choose another with --name", name, name);
+		r = -EEXIST;
+	} else if (!vm_state_load(&old, &s) && vm_state_qemu_alive(&s, NULL)) {
+		log_err("the name '%s' is in use: its QEMU, pid %d, is alive but has no pager, and its guest waits", name, s.qemu);
+		r = -EEXIST;
+	}
+	vm_state_fini(&s);
+	if (r) {
+		run_dir_close(&old);
+		return r;
+	}
+	log_info("removing what an earlier VM '%s' left behind", name);
+	run_dir_destroy(&old);
+	return 0;
+}
+
+int run_dir_create(const char *root, const char *name, struct run_dir *rd)
+{
+	int r;
+
+	if (mkdir(root, 0755) < 0 && errno != EEXIST) {
+		r = -errno;
+		log_err("cannot create %s: %s", root, strerror(-r));
+		return r;
+	}
+	r = reclaim(root, name);
+	if (!r)
+		r = set_paths(root, name, rd);
+	if (r)
+		return r;
+	if (mkdir(rd->path, 0700) < 0) {
+		r = -errno;
+		log_err("cannot create %s: %s", rd->path, strerror(-r));
+		run_dir_close(rd);
+		return r;
+	}
+	rd->fd = open(rd->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (rd->fd < 0 || flock(rd->fd, LOCK_EX | LOCK_NB) < 0) {
+		r = -errno;
+		log_err("cannot lock %s: %s", rd->path, strerror(-r));
+		rmdir(rd->path);
+		run_dir_close(rd);
+		return r;
+	}
+	return 0;
+}
+
+// Only if nobody uses it: an image of another VM may have got the path since. Returns a descriptor of the deleted file, or
+// -1: its space is given back when that is closed, which may take seconds on a file system that discards.
+static int delete_swap(const char *path)
+{
+	_cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return -1;
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		log_warn("swap image %s is in use and stays", path);
+	else
+		unlink(path);
+	return steal_fd(&fd);
+}
+
+void run_dir_destroy(struct run_dir *rd)
+{
+	_cleanup_close_ int swap = -1;
+	struct vm_state s = { 0 };
+	struct dirent *d;
+	DIR *dir;
+
+	if (rd->fd < 0)
+		return;
+	if (!vm_state_load(rd, &s) && s.swap_path)
+		swap = delete_swap(s.swap_path);
+	vm_state_fini(&s);
+	dir = opendir(rd->path);
+	while (dir && (d = readdir(dir)))
+		if (strcmp(d->d_name, ".") && strcmp(d->d_name, ".."))
+			unlinkat(rd->fd, d->d_name, 0);
+	if (dir)
+		closedir(dir);
+	if (rmdir(rd->path) < 0 && errno != ENOENT)
+		log_warn("cannot remove %s: %s", rd->path, strerror(errno));
+	run_dir_close(rd);
+}
+
+int run_dir_map_pages(const struct run_dir *rd, uint64_t nr_chunks, bool create, struct pv_pages **pages)
+{
+	_cleanup_close_ int fd = openat(rd->fd, "pages", O_RDWR | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0), 0600);
+	size_t len = nr_chunks * sizeof **pages;
+	struct stat st;
+	void *p = MAP_FAILED;
+	int r = 0;
+
+	if (fd < 0 || (create && fallocate(fd, 0, 0, (off_t)len) < 0) || fstat(fd, &st) < 0)
+		r = -errno;
+	else if ((uint64_t)st.st_size != len)
+		r = -EBADMSG;
+	else if ((p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED)
+		r = -errno;
+	if (r)
+		log_err("page table %s/pages: %s", rd->path, strerror(-r));
+	else
+		*pages = p;
+	return r;
+}
+
+uint64_t process_start(pid_t pid)
+{
+	char path[40], line[1024], *p;
+	_cleanup_fclose_ FILE *f = NULL;
+	unsigned long long start = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	f = fopen(path, "re");
+	if (!f || !fgets(line, sizeof line, f) || !(p = strrchr(line, ')')))
+		return 0;
+	// Field 22; the name in field 2 may have anything in it.
+	if (sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
+		return 0;
+	return start;
+}
