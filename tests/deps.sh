@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# The Debian packages that building and testing need: installs the missing ones when root, else prints the command that does.
+#
+#	tests/deps.sh [lint]		lint: those of `make lint` too
+set -eu
+
+build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
+	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev"
+tests="check qemu-system-x86 busybox-static cpio dpkg git python3 procps util-linux"
+lint="clang-tidy cppcheck shellcheck"
+
+packages="$build $tests"
+[ "${1:-}" != lint ] || packages="$packages $lint"
+
+missing=
+for p in $packages; do
+	[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+	echo "Missing packages. As root, run:" >&2
+	echo "apt-get update && apt-get install -y --no-install-recommends$missing" >&2
+	exit 1
+fi
+echo "installing:$missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086 # a list of words
+if ! { apt-get -q update && apt-get -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends $missing; } >"$log" 2>&1; then
+	cat "$log" >&2
+	exit 1
+fi

@@ -1,0 +1,649 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The paging engine at work: a real process is paged for real, to and from a real file.
+#include "engine_rig.h"
+
+#include "util/log.h"
+
+#define BUDGET (16 * MiB) // the smallest there is
+#define RAM (32 * MiB)
+#define TARGET (4 * MiB)  // of free memory, at this budget: page-out begins below
+#define NR_PAGES (RAM / PAGE_SIZE)
+#define FIRST (14 * MiB / PAGE_SIZE) // pages: writing so many starts page-out, and needs none to end
+
+static void quiet(void)
+{
+	log_init(open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_ERROR, NULL, false);
+}
+
+static void start(struct rig *r)
+{
+	rig_init(r, NR_PAGES, 0, BUDGET);
+	rig_start(r);
+	pv_engine_run(r->e);
+}
+
+// Pages that the guest has mapped are none of these.
+static size_t zapped_pages(struct rig *r, size_t first, size_t nr, bool zapped[])
+{
+	uint64_t present[BITMAP_WORDS(NR_PAGES)];
+	size_t n = 0;
+
+	ck_assert_int_eq(mm_pagemap_scan(r->pagemap, r->block[0].hva + first * PAGE_SIZE, nr * PAGE_SIZE, MM_SCAN_PRESENT, present), 0);
+	for (size_t i = 0; i < nr; i++)
+		n += zapped[i] = !bitmap_test(present, i);
+	return n;
+}
+
+static void write_until_drain_is_held(struct rig *r)
+{
+	r->drain = DRAIN_HOLD;
+	rig_do(r, 0, GUEST_WRITE, 0, FIRST);
+	ck_assert_msg(rig_until(r, r->drain_held, 2000), "%lu MiB are in memory, and no page-out begins", rig_memory(r) / MiB);
+}
+
+// Nothing of what comes is faster than the disk, so memory is under the budget again before long.
+static void expect_budget_kept_again(struct rig *r)
+{
+	ck_assert_msg(rig_until(r, rig_memory(r) <= BUDGET, 5000), "%lu KiB in memory", rig_memory(r) / KiB);
+	ck_assert_uint_eq(rig_stats(r).overdraft, 0);
+}
+
+// Everything is pushed out and read back in.
+static void verify_all(struct rig *r)
+{
+	for (unsigned i = 0; i < 2; i++)
+		rig_do(r, i, GUEST_VERIFY, 0, r->g->nr_pages);
+}
+
+static void torture(struct rig *r, unsigned ms)
+{
+	pv_engine_run(r->e);
+	for (size_t i = 0; i < GUEST_WORKERS; i++)
+		rig_order(r, i, r->vcpu[i] || i == 2 ? GUEST_RANDOM : GUEST_DMA, 0, 0);
+	rig_pass(r, ms);
+	r->g->stop = true;
+	rig_finish(r);
+	r->g->stop = false;
+	rig_do(r, 0, GUEST_VERIFY, 0, r->g->nr_pages);
+}
+
+// Pages of all homes, in two blocks of which one ends within a chunk.
+static void init_torture(struct rig *r)
+{
+	size_t quarter;
+
+	rig_init(r, 40 * 256 + 12, 24 * 256, BUDGET);
+	quarter = r->g->nr_pages / 4;
+	rig_put(r, 0, 2000, PV_HOME_NONE);
+	rig_put(r, quarter, quarter, PV_HOME_SWAP);
+	rig_put(r, 2 * quarter + 100, quarter - 200, PV_HOME_SOURCE);
+}
+
+static const enum mm_zap_method methods[] = { MM_ZAP_RING, MM_ZAP_PAGEOUT };
+
+// vCPUs only, and no drain takes long: there is no excuse for going beyond the budget.
+START_TEST(vcpus)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	init_torture(&r);
+	r.method = methods[_i];
+	for (size_t i = 0; i < GUEST_WORKERS; i++)
+		r.vcpu[i] = true;
+	rig_start(&r);
+	torture(&r, 2500);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.vcpu_faults, s.faults);
+	ck_assert(s.in_zero && s.in_swap && s.in_source && s.out_written && s.out_clean && s.chunks_out && s.discarded && s.minor_faults);
+	ck_assert_msg(r.most <= BUDGET, "%lu KiB too many, overdraft %lu", (r.most - BUDGET) / KiB, s.overdraft_max);
+	rig_end(&r);
+}
+END_TEST
+
+// Direct I/O into scattered pages, and drains that wait for it.
+START_TEST(dma)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	init_torture(&r);
+	r.vcpu[0] = r.vcpu[1] = true;
+	rig_start(&r);
+	torture(&r, 2500);
+	s = rig_stats(&r);
+	ck_assert_uint_lt(s.vcpu_faults, s.faults);
+	ck_assert(s.drains && s.drain_ns && s.drain_ns_max <= s.drain_ns && s.out_written && s.chunks_rescued);
+	ck_assert_msg(r.most <= BUDGET + s.overdraft_max * PAGE_SIZE, "%lu KiB too many", (r.most - BUDGET) / KiB - s.overdraft_max * 4);
+	expect_budget_kept_again(&r);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(reads_of_a_source_write_nothing)
+{
+	struct pv_stats s;
+	struct stat st;
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 0, NR_PAGES - 2000, PV_HOME_SOURCE);
+	r.g->reads_only = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	for (size_t i = 0; i < GUEST_WORKERS; i++)
+		rig_order(&r, i, GUEST_RANDOM, 0, 0);
+	rig_pass(&r, 1000);
+	r.g->stop = true;
+	rig_finish(&r);
+	verify_all(&r);
+	s = rig_stats(&r);
+	ck_assert(s.chunks_out && s.out_clean && s.in_source > NR_PAGES - 2000);
+	ck_assert_uint_eq(s.out_written + s.in_swap + s.out_zero + s.swapped, 0);
+	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
+	ck_assert_int_eq(st.st_blocks, 0);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(clean_pages_are_dropped)
+{
+	struct pv_stats before, s;
+	struct rig r;
+
+	start(&r);
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	verify_all(&r); // now everything has been written out
+	before = rig_stats(&r);
+	ck_assert_uint_ge(before.out_written, NR_PAGES);
+	verify_all(&r);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.out_written, before.out_written);
+	ck_assert(s.out_clean > before.out_clean && s.chunks_out > before.chunks_out);
+
+	// One page is written, one is stale.
+	rig_do(&r, 0, GUEST_WRITE, 1000, 1);
+	verify_all(&r);
+	ck_assert_uint_eq(rig_stats(&r).out_written, before.out_written + 1);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(zeros_are_not_written)
+{
+	struct rig r;
+
+	start(&r);
+	for (unsigned i = 0; i < 2; i++) { // read as zeros, then written with zeros
+		rig_do(&r, 0, GUEST_VERIFY, 0, NR_PAGES);
+		for (size_t page = 0; page < NR_PAGES && !i; page += 10) {
+			r.g->seed[page] = 1;
+			r.g->seq[page] += 2;
+		}
+		if (!i)
+			for (size_t page = 0; page < NR_PAGES; page += 10)
+				r.g->seed[page] = 0;
+	}
+	ck_assert(rig_stats(&r).chunks_out);
+	ck_assert_uint_eq(rig_stats(&r).out_written, 0);
+	rig_end(&r);
+}
+END_TEST
+
+// What DMA brings after a page was zapped, and before the drain has ended, is not lost.
+START_TEST(drain_before_write)
+{
+	static bool zapped[FIRST];
+	struct rig r;
+	size_t n;
+
+	start(&r);
+	write_until_drain_is_held(&r);
+	rig_pass(&r, 100); // time enough to do wrong
+	n = zapped_pages(&r, 0, FIRST, zapped);
+	ck_assert_uint_gt(n, 0);
+	for (size_t i = 0; i < FIRST; i++)
+		if (zapped[i]) {
+			r.g->seed[i] = guest_mix(r.g->seed[i]);
+			guest_fill(rig_page(&r, i), r.g->seed[i]);
+		}
+	ck_assert_uint_eq(rig_stats(&r).out_written, 0);
+	rig_release_drain(&r);
+	rig_do(&r, 1, GUEST_WRITE, FIRST, NR_PAGES - FIRST);
+	verify_all(&r);
+	ck_assert_uint_ge(rig_stats(&r).out_written, n);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(rescue)
+{
+	static bool zapped[FIRST];
+	struct pv_stats s;
+	struct rig r;
+
+	start(&r);
+	write_until_drain_is_held(&r);
+	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
+	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST); // while the drain takes its time
+	s = rig_stats(&r);
+	ck_assert(s.chunks_rescued && s.minor_faults);
+	ck_assert_uint_eq(s.in_swap + s.out_written + s.chunks_out, 0);
+	for (size_t i = 0; i < 200; i++) // what was saved is written to again
+		rig_do(&r, 0, GUEST_WRITE, i * FIRST / 200, 1);
+	rig_release_drain(&r);
+	rig_do(&r, 1, GUEST_WRITE, FIRST, NR_PAGES - FIRST);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(withheld_drain)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	r.vcpu[0] = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	r.drain = DRAIN_HOLD;
+	rig_do(&r, 1, GUEST_WRITE, 0, NR_PAGES - 1000); // a device: the drain may depend on it
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.faults_delayed, 0);
+	ck_assert_uint_ge(s.overdraft, NR_PAGES - 1000 - BUDGET / PAGE_SIZE);
+	ck_assert_uint_ge(s.overdraft_max, s.overdraft);
+	ck_assert_uint_ge(rig_memory(&r), s.budget * PAGE_SIZE + s.overdraft * PAGE_SIZE);
+	rig_do(&r, 0, GUEST_WRITE, NR_PAGES - 100, 10); // a vCPU waits, but not for ever
+	ck_assert_uint_gt(rig_stats(&r).faults_delayed, 0);
+	ck_assert(r.drain_held);
+	rig_release_drain(&r);
+	expect_budget_kept_again(&r);
+	ck_assert_uint_gt(rig_stats(&r).overdraft_max, 0);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(failing_drain)
+{
+	struct rig r;
+
+	start(&r);
+	r.drain = DRAIN_FAIL;
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	rig_do(&r, 1, GUEST_VERIFY, 0, NR_PAGES);
+	ck_assert_uint_gt(r.drains, 0);
+	ck_assert_uint_eq(rig_stats(&r).out_written + rig_stats(&r).chunks_out, 0);
+	ck_assert(rig_until(&r, rig_stats(&r).trouble, 2000));
+	r.drain = DRAIN_WAIT;
+	expect_budget_kept_again(&r);
+	verify_all(&r);
+	ck_assert_ptr_null(rig_stats(&r).trouble);
+	rig_end(&r);
+}
+END_TEST
+
+// The swap file through a descriptor that fails either way.
+static int broken_swap(const struct rig *r, int flags)
+{
+	char path[32];
+	int fd;
+
+	quiet();
+	snprintf(path, sizeof path, "/proc/self/fd/%d", r->swap.fd);
+	fd = open(path, flags | O_DIRECT | O_CLOEXEC);
+	ck_assert_int_ge(fd, 0);
+	return fd;
+}
+
+START_TEST(write_error)
+{
+	int good, bad;
+	struct rig r;
+
+	start(&r);
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	verify_all(&r);
+	good = r.swap.fd;
+	r.swap.fd = bad = broken_swap(&r, O_RDONLY);
+	rig_do(&r, 0, GUEST_WRITE, 0, FIRST);
+	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
+	ck_assert_str_eq(rig_stats(&r).trouble, "the swap image cannot be written");
+	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST);
+	r.swap.fd = good;
+	expect_budget_kept_again(&r);
+	rig_do(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST);
+	verify_all(&r);
+	ck_assert_ptr_null(rig_stats(&r).trouble);
+	close(bad);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(read_error)
+{
+	int good, bad;
+	struct rig r;
+
+	start(&r);
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	rig_do(&r, 0, GUEST_DISCARD, NR_PAGES - 100, 100);
+	good = r.swap.fd;
+	r.swap.fd = bad = broken_swap(&r, O_WRONLY);
+	rig_order(&r, 0, GUEST_VERIFY, 0, 10);
+	ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, 2000));
+	ck_assert_str_eq(rig_stats(&r).trouble, "the swap image cannot be read");
+	rig_order(&r, 1, GUEST_WRITE, NR_PAGES - 100, 100); // others need not wait
+	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, 2000));
+	rig_pass(&r, 700); // a second attempt has failed, too
+	ck_assert_uint_eq(r.g->worker[0].touched, 0);
+	ck_assert_uint_gt(rig_stats(&r).reads_waiting, 0);
+	r.swap.fd = good;
+	rig_finish(&r);
+	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 0);
+	ck_assert_ptr_null(rig_stats(&r).trouble);
+	verify_all(&r);
+	close(bad);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(source_error)
+{
+	struct rig r;
+
+	quiet();
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 0, 1000, PV_HOME_SOURCE);
+	r.source_errors = 2;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	rig_order(&r, 0, GUEST_VERIFY, 300, 1);
+	rig_order(&r, 1, GUEST_VERIFY, 300, 1); // to be served by the same read
+	ck_assert(rig_until(&r, !r.source_errors, 3000));
+	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 1);
+	ck_assert_uint_eq(r.g->worker[0].touched + r.g->worker[1].touched, 0);
+	ck_assert_str_eq(rig_stats(&r).trouble, "the test's source fails");
+	rig_finish(&r);
+	ck_assert(!rig_stats(&r).reads_waiting && !rig_stats(&r).trouble);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// What the guest gives back is zero from then on and takes no memory, wherever it was.
+static void discard_and_verify(struct rig *r, size_t first, size_t nr)
+{
+	uint64_t before = rig_memory(r), discarded = rig_stats(r).discarded;
+
+	rig_do(r, 0, GUEST_DISCARD, first, nr);
+	ck_assert_uint_le(rig_memory(r), before);
+	ck_assert_uint_ge(rig_stats(r).discarded, discarded + nr);
+	rig_do(r, 1, GUEST_VERIFY, first, nr);
+}
+
+START_TEST(discards)
+{
+	static bool zapped[FIRST];
+	uint64_t memory;
+	size_t at = 0;
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 1024, 1024, PV_HOME_SOURCE);
+	rig_put(&r, 2048, 1024, PV_HOME_SWAP);
+	rig_start(&r);
+	pv_engine_run(r.e);
+	discard_and_verify(&r, 0, 1000);    // empty
+	discard_and_verify(&r, 1300, 7);    // remote
+	discard_and_verify(&r, 2300, 7);    // swapped
+	discard_and_verify(&r, 2560, 256);  // a chunk
+	discard_and_verify(&r, 1600, 1200); // some
+	rig_do(&r, 0, GUEST_WRITE, 0, 1024);
+	memory = rig_memory(&r);
+	rig_do(&r, 0, GUEST_DISCARD, 0, 1024); // resident
+	ck_assert_uint_le(rig_memory(&r), memory - 1024 * PAGE_SIZE);
+	rig_do(&r, 0, GUEST_VERIFY, 0, 1024);
+
+	write_until_drain_is_held(&r);
+	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
+	while (!zapped[at])
+		at++;
+	discard_and_verify(&r, at, 100); // on its way out
+	rig_release_drain(&r);
+	verify_all(&r);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// The guest gives a page back that is being read for another of its threads.
+START_TEST(discard_while_read)
+{
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 0, 256, PV_HOME_SOURCE);
+	r.source_hold = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	rig_order(&r, 0, GUEST_VERIFY, 10, 1);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	rig_order(&r, 1, GUEST_DISCARD, 5, 20);
+	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, 2000));
+	r.source_hold = false;
+	rig_finish(&r);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// The same, but the read ends before the engine hears of it: the page cannot be mapped then, nor is it there afterwards.
+START_TEST(discard_when_read)
+{
+	struct pv_source_read *rd;
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 0, 256, PV_HOME_SOURCE);
+	r.source_hold = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	rig_order(&r, 0, GUEST_VERIFY, 10, 1);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	r.deaf = true;
+	rig_order(&r, 1, GUEST_DISCARD, 5, 20);
+	rig_pass(&r, 50); // it waits for its event to be read
+	rd = list_first(&r.source_queue, struct pv_source_read, link);
+	list_remove(&rd->link);
+	rig_source_answer(&r, rd);
+	r.deaf = r.source_hold = false;
+	rig_listen(&r);
+	rig_finish(&r);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// The guest gives exactly the chunk back that the engine is zapping: one REMOVE event is the guest's.
+START_TEST(discard_meets_zap)
+{
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	r.method = methods[_i];
+	rig_put(&r, 0, 256, PV_HOME_SWAP);
+	rig_start(&r);
+	rig_do(&r, 0, GUEST_VERIFY, 0, 256);
+	rig_do(&r, 0, GUEST_WRITE, 256, FIRST); // no page-out yet
+	r.hold_removed = true;
+	rig_do(&r, 0, GUEST_DISCARD, 0, 256);
+	ck_assert_uint_eq(r.removed.len, PV_CHUNK_SIZE);
+	pv_engine_run(r.e);
+	r.more = pv_balance(r.e); // chunk 0 is the oldest
+	ck_assert_uint_gt(rig_stats(&r).page_out_under_way, 0);
+	pv_removed(r.e, r.removed.off, r.removed.len);
+	rig_do(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // it goes out, if anything is left of it
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// A handler before us mapped a page, and died before it woke who waits for it.
+START_TEST(mapped_already)
+{
+	struct uffd_msg m;
+	uint64_t done;
+	struct rig r;
+
+	start(&r);
+	r.deaf = true;
+	rig_order(&r, 0, GUEST_VERIFY, 40, 1);
+	while (read(r.plant.uffd, &m, sizeof m) != sizeof m)
+		usleep(100);
+	memset(rig_page(&r, 40), 0, PAGE_SIZE);
+	ck_assert_int_eq(mm_uffd_continue(r.plant.uffd, r.block[0].hva + 40 * PAGE_SIZE, PAGE_SIZE, true, false, &done), 0);
+	rig_event(&r, &m);
+	r.deaf = false;
+	rig_listen(&r);
+	rig_finish(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// Another engine goes on from the page table alone.
+START_TEST(next_engine)
+{
+	struct rig r;
+
+	start(&r);
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, 2000));
+	r.deaf = true;
+	loop_fini(&r.loop);
+	pv_engine_free(r.e);
+	ck_assert_int_eq(loop_init(&r.loop, 256), 0);
+	r.deaf = r.uffd_op.busy = r.look.op.busy = r.drain_timer.op.busy = false;
+	rig_order(&r, 1, GUEST_VERIFY, 0, 600);
+	mm_zapper_free(r.zapper);
+	rig_new_zapper(&r);
+	rig_new_engine(&r);
+	pv_engine_run(r.e);
+	rig_finish(&r);
+	for (size_t i = 0; i < 50; i++)
+		rig_do(&r, 0, GUEST_WRITE, i * NR_PAGES / 50, 1);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(roomy)
+{
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, RAM);
+	rig_start(&r);
+	pv_engine_run(r.e);
+	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
+	rig_do(&r, 0, GUEST_VERIFY, 0, NR_PAGES);
+	ck_assert_uint_eq(rig_stats(&r).chunks_out + r.drains, 0);
+	ck_assert_uint_eq(rig_memory(&r), RAM);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(refused)
+{
+	struct pv_block block[2] = { { .off = 0, .len = RAM }, { .off = RAM, .len = PAGE_SIZE } };
+	static struct pv_pages pages[RAM / MiB + 1];
+	struct pv_opts o = { .blocks = block, .nr_blocks = 2, .pages = pages, .budget = pv_min_budget(RAM + PAGE_SIZE) };
+	struct pv_engine *e = NULL;
+
+	quiet();
+	for (size_t i = 0; i < ARRAY_SIZE(pages) * PV_CHUNK_PAGES; i++)
+		pv_page_set_home(&pages[i / PV_CHUNK_PAGES], i % PV_CHUNK_PAGES, PV_HOME_ZERO);
+	ck_assert_int_eq(pv_engine_new(&o, &e), 0);
+	pv_engine_free(e);
+	o.budget--;
+	ck_assert_int_eq(pv_engine_new(&o, &e), -EINVAL);
+	o.budget++;
+	block[1].off -= PV_CHUNK_SIZE;
+	ck_assert_int_eq(pv_engine_new(&o, &e), -EINVAL);
+	block[1].off += PV_CHUNK_SIZE;
+	block[1].len--;
+	ck_assert_int_eq(pv_engine_new(&o, &e), -EINVAL);
+	block[1].len++;
+	pv_page_set_home(&pages[7], 100, PV_HOME_NONE); // and not valid: it would be nowhere
+	ck_assert_int_eq(pv_engine_new(&o, &e), -EINVAL);
+}
+END_TEST
+
+static const char *missing_here(void)
+{
+	struct mm_pagemap *pm;
+	struct loop l;
+	int uffd;
+
+	if (geteuid())
+		return "only root may reach into another process";
+	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0 || mm_uffd_api(uffd, RIG_FEATURES, NULL))
+		return "the kernel's userfaultfd lacks something";
+	close(uffd);
+	if (mm_pagemap_open(getpid(), &pm))
+		return "the kernel cannot scan page maps";
+	mm_pagemap_close(pm);
+	if (loop_init(&l, 8))
+		return "there is no io_uring";
+	loop_fini(&l);
+	return NULL;
+}
+
+// Each a case of its own, so that CK_RUN_CASE=name runs it alone.
+static void add(Suite *s, const TTest *test, size_t times)
+{
+	TCase *t = tcase_create(test->name);
+
+	tcase_set_timeout(t, 60);
+	tcase_add_loop_test(t, test, 0, (int)times);
+	suite_add_tcase(s, t);
+}
+
+int main(void)
+{
+	const char *missing = missing_here();
+	Suite *s = suite_create("engine");
+	SRunner *sr;
+	int failed;
+
+	if (missing) {
+		printf("skipped: %s\n", missing);
+		return 77;
+	}
+	add(s, vcpus, ARRAY_SIZE(methods));
+	add(s, dma, 1);
+	add(s, reads_of_a_source_write_nothing, 1);
+	add(s, clean_pages_are_dropped, 1);
+	add(s, zeros_are_not_written, 1);
+	add(s, drain_before_write, 1);
+	add(s, rescue, 1);
+	add(s, withheld_drain, 1);
+	add(s, failing_drain, 1);
+	add(s, write_error, 1);
+	add(s, read_error, 1);
+	add(s, source_error, 1);
+	add(s, discards, 1);
+	add(s, discard_while_read, 1);
+	add(s, discard_when_read, 1);
+	add(s, discard_meets_zap, ARRAY_SIZE(methods));
+	add(s, mapped_already, 1);
+	add(s, next_engine, 1);
+	add(s, roomy, 1);
+	add(s, refused, 1);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? 1 : 0;
+}
