@@ -7,7 +7,7 @@
 //	guest RAM    each memory backend becomes a memory-backend-file on an inherited memfd, same id; the RAM of a plain -m gets
 //	             one. Host nodes and policy stay; preallocation, locking, huge pages and the like go, which would populate it
 //	-machine     all of them become one, with the full type; their other properties stay
-//	terminal     the restored VM has none: a character device on stdio becomes null, its device stays; a monitor or gdb on it goes
+//	terminal     the restored VM has none: a character device on stdio becomes null, the guest's device stays; a monitor goes
 //	display      a local window or curses becomes "none"; VNC, spice and D-Bus stay
 //	-nographic   becomes -machine graphics=off, which the guest's firmware sees, and -display none. The default serial and parallel
 //	             port are there as before, on QEMU's default back-end: an invisible console

@@ -126,7 +126,8 @@ static const struct {
 	{ "qemu disk.img", NULL, "", "-hda disk.img -display none" },
 	// terminal and display
 	{ "qemu -nographic", NULL, ",graphics=off", "-display none" },
-	{ "qemu -serial mon:stdio -parallel stdio -debugcon stdio", NULL, "", "-serial null -parallel null -debugcon null -display none" },
+	{ "qemu -serial mon:stdio -parallel stdio -debugcon stdio", NULL, "",
+	  "-serial null -parallel null -debugcon null -display none" },
 	{ "qemu -monitor stdio -qmp stdio -gdb stdio -monitor none", NULL, "", "-monitor none -display none" },
 	{ "qemu -chardev stdio,id=a,mux=on,signal=off,logfile=x,,signal=y", NULL, "",
 	  "-chardev null,id=a,mux=on,logfile=x,,signal=y -display none" },
@@ -156,7 +157,8 @@ static const struct {
 	// replacing: by id in its place, by name, added
 	{ "qemu -device a,id=x -device b,id=y -device c,id=z", "-device new,id=y", "",
 	  "-device a,id=x -device new,id=y -device c,id=z -display none" },
-	{ "qemu -drive file=a -m 64 -drive file=b,id=i", "-drive file=c --drive file=d", "", "-drive file=c -drive file=d -m 64 -display none" },
+	{ "qemu -drive file=a -m 64 -drive file=b,id=i", "-drive file=c --drive file=d", "",
+	  "-drive file=c -drive file=d -m 64 -display none" },
 	{ "qemu -device a,id=x", "-device b,id=y", "", "-device a,id=x -device b,id=y -display none" },
 	{ "qemu -blockdev {\"node-name\":\"n\"} -blockdev file,node-name=k", "-blockdev raw,node-name=n", "",
 	  "-blockdev raw,node-name=n -blockdev file,node-name=k -display none" },
@@ -183,32 +185,36 @@ START_TEST(ram_backends)
 	const struct qemu_cmdline_ram ram[] = { { "m0", 4096, 5 }, { "m1", 8192, 6 } };
 
 	expect(ram, 2,
-	       "qemu -object memory-backend-ram,id=m0,size=4k,prealloc=on,prealloc-threads=4,policy=bind,host-nodes.0=0,host-nodes.1=1,share=off "
-	       "-object {\"qom-type\":\"memory-backend-memfd\",\"id\":\"m1\",\"size\":8192,\"hugetlb\":true,\"host-nodes\":[1],\"dump\":false} "
+	       "qemu -object memory-backend-ram,id=m0,size=4k,prealloc=on,prealloc-threads=4,policy=bind,host-nodes.0=0,host-nodes.1=1 "
+	       "-object {\"qom-type\":\"memory-backend-memfd\",\"id\":\"m1\",\"size\":8192,\"hugetlb\":true,"
+	       "\"host-nodes\":[1],\"dump\":false} "
 	       "-numa node,memdev=m0 -numa node,memdev=m1 -display none",
 	       NULL, "pc-7.2",
-	       "-object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on,policy=bind,host-nodes.0=0,host-nodes.1=1 "
-	       "-object {\"qom-type\":\"memory-backend-file\",\"id\":\"m1\",\"size\":8192,\"mem-path\":\"/proc/self/fd/6\",\"share\":true,"
-	       "\"host-nodes\":[1],\"dump\":false} "
+	       "-object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on,policy=bind,"
+	       "host-nodes.0=0,host-nodes.1=1 "
+	       "-object {\"qom-type\":\"memory-backend-file\",\"id\":\"m1\",\"size\":8192,\"mem-path\":\"/proc/self/fd/6\","
+	       "\"share\":true,\"host-nodes\":[1],\"dump\":false} "
 	       "-numa node,memdev=m0 -numa node,memdev=m1 -display none");
-	expect(ram, 1, "qemu -object qom-type=memory-backend-file,id=m0,mem-path=/x,align=2M,pmem=on,merge=off -M pc,memory-backend=m0,usb=on",
-	       NULL, "pc-7.2,usb=on,memory-backend=m0",
+	expect(ram, 1,
+	       "qemu -object qom-type=memory-backend-file,id=m0,mem-path=/x,align=2M,pmem=on,merge=off -M pc,memory-backend=m0,usb=on", NULL,
+	       "pc-7.2,usb=on,memory-backend=m0",
 	       "-object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on,merge=off -display none");
 	// a backend for a DIMM beside plain RAM, which goes by the id that QEMU gives it
 	expect((const struct qemu_cmdline_ram[]){ { "pc.ram", 64 << 20, 7 }, { "m0", 4096, 5 } }, 2,
 	       "qemu -object memory-backend-ram,id=m0,size=4k -device pc-dimm,memdev=m0", NULL, "pc-7.2,memory-backend=criu-vm-ram",
-	       RAM " -object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on -device pc-dimm,memdev=m0 -display none");
+	       RAM " -object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on "
+		   "-device pc-dimm,memdev=m0 -display none");
 	// a VM that was restored before, dumped again
 	expect((const struct qemu_cmdline_ram[]){ { "criu-vm-ram", 64 << 20, 7 } }, 1,
-	       "qemu -M pc,memory-backend=criu-vm-ram -object memory-backend-file,id=criu-vm-ram,size=1,mem-path=/proc/self/fd/3 -S", NULL,
-	       "pc-7.2,memory-backend=criu-vm-ram", RAM " -display none");
+	       "qemu -M pc,memory-backend=criu-vm-ram -object memory-backend-file,id=criu-vm-ram,size=1,mem-path=/proc/self/fd/3 -S",
+	       NULL, "pc-7.2,memory-backend=criu-vm-ram", RAM " -display none");
 }
 END_TEST
 
 START_TEST(commas_in_the_socket)
 {
-	struct qemu_cmdline_opts o = { .qemu = "q", .machine = "pc", .qmp_path = "/a,b", .recorded = (char *[]){ "q" }, .nr_recorded = 1,
-				       .ram = &default_ram, .nr_ram = 1 };
+	struct qemu_cmdline_opts o = { .qemu = "q", .machine = "pc", .qmp_path = "/a,b",
+				       .recorded = (char *[]){ "q" }, .nr_recorded = 1, .ram = &default_ram, .nr_ram = 1 };
 	char **argv, *text;
 
 	ck_assert_int_eq(qemu_cmdline_rebuild(&o, &argv), 0);
@@ -280,14 +286,16 @@ END_TEST
 
 START_TEST(ram_must_match)
 {
-	const struct qemu_cmdline_ram two[] = { { "a", 4096, 5 }, { "b", 4096, 6 } }, same[] = { { "a", 4096, 5 }, { "a", 4096, 6 } };
+	const struct qemu_cmdline_ram two[] = { { "a", 4096, 5 }, { "b", 4096, 6 } };
+	const struct qemu_cmdline_ram same[] = { { "a", 4096, 5 }, { "a", 4096, 6 } };
 	char *got;
 
 	ck_assert_int_eq(rebuild_with(two, 2, "qemu", NULL, &got), -EINVAL); // only one can be the RAM of -m
 	ck_assert_int_eq(rebuild_with(two, 1, "qemu -object memory-backend-ram,id=x,size=4k", NULL, &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(same, 2, "qemu -object memory-backend-ram,id=a,size=4k", NULL, &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(two, 1, "qemu -M pc,memory-backend=z", NULL, &got), -EINVAL);
-	ck_assert_int_eq(rebuild_with(two, 2, "qemu -M pc,memory-backend=b -object memory-backend-ram,id=b,size=4k", NULL, &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(two, 2, "qemu -M pc,memory-backend=b -object memory-backend-ram,id=b,size=4k", NULL, &got),
+			 -EINVAL);
 }
 END_TEST
 
@@ -298,8 +306,8 @@ START_TEST(replacing_what_is_ours)
 
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-incoming tcp:0:4444", &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-S", &got), -EINVAL);
-	ck_assert_int_eq(rebuild_with(&ram, 1, "qemu -object memory-backend-ram,id=m0,size=4k", "-object memory-backend-ram,id=m0,size=8k", &got),
-			 -EINVAL);
+	ck_assert_int_eq(rebuild_with(&ram, 1, "qemu -object memory-backend-ram,id=m0,size=4k",
+				      "-object memory-backend-ram,id=m0,size=8k", &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-snapshot", &got), -EOPNOTSUPP);
 	// what cannot be given again can be replaced
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -netdev tap,id=n,fd=3", "-netdev user,id=n", &got), 0);
