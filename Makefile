@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
 VARIANT ?=
-B       := build$(if $(VARIANT),/$(VARIANT))
+B       ?= build$(if $(VARIANT),/$(VARIANT))
 O       := $(B)/obj
 Q       := $(if $(V),,@)
 say      = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2))
@@ -75,8 +75,37 @@ $(B)/tests/platform/%: $(O)/tests/platform/%.o $(B)/libcriu-vm.a
 unit: $(UNIT)
 platform: $(PLATFORM)
 
-deps: ## install the Debian packages that building and testing need (or say which)
+include tests/zdtm/guests.mk
+
+# Packages first, and the building in a make of its own: it asks tools that come with them.
+deps: ## install the Debian packages that building and testing need, or say which
 	$(Q)tests/deps.sh
+
+demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
+	$(Q)$(MAKE) all guests
+	$(Q)python3 -B tests/demo.py
+
+check: deps ## build and run the tests
+	$(Q)$(MAKE) all unit platform guests
+	$(Q)$(MAKE) VARIANT=asan all unit
+	$(Q)python3 -B tests/check.py unit platform misuse zdtm unit:asan zdtm:asan
+
+asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
+	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) VARIANT=asan all unit
+	$(Q)python3 -B tests/check.py unit:asan zdtm:asan
+
+zdtm: deps ## all guests through all flavours
+	$(Q)$(MAKE) all guests
+	$(Q)python3 -B tests/zdtm/zdtm.py run
+
+lint: ## clang-tidy, cppcheck, shellcheck
+	$(Q)tests/deps.sh lint
+	$(Q)$(MAKE) $(GEN)
+	$(Q)tests/lint.sh
+
+install: all ## install into DESTDIR and PREFIX
+	$(Q)install -D -m 0755 $(B)/criu-vm $(DESTDIR)$(PREFIX)/sbin/criu-vm
 
 clean: ## remove everything built
 	$(Q)rm -rf build
@@ -84,4 +113,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps clean help unit platform
+.PHONY: all deps demo check asan zdtm lint install clean help unit platform

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the suites that are named and adds their counts: what `make check` and `make asan` do after building.
+
+    check.py [--build DIR] SUITE[:VARIANT]...        SUITE: unit platform zdtm misuse; VARIANT: a build variant, as asan
+
+Every suite prints its failures and skips in full. The last line is `N passed, M failed, K skipped`.
+"""
+import argparse
+import glob
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAM_TIMEOUT = 300
+# Of zdtm's guests and flavours, those that fit into a check; `make zdtm` runs all.
+ZDTM_CHECK = [
+    ["-a", "tcg", "-t", "memory", "-t", "linux"],
+    ["-a", "tcg", "-t", "memory-random", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
+     "-t", "timer", "-t", "touch", "-f", "eager-small", "-f", "lazy-small"],
+    ["-a", "tcg", "-t", "disk", "-t", "disk-threads", "-t", "disk-uring", "-f", "lazy-small"],
+    ["-a", "kvm", "-t", "memory", "-t", "smp", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "eager", "-f", "lazy-small"],
+]
+# A variant is slow: a few VMs only.
+ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-small"]]
+
+
+class Count:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def add(self, text):
+        """The last `N passed, M failed, K skipped` of another runner's output; False if there is none."""
+        found = re.findall(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", text, re.M)
+        if found:
+            passed, failed, skipped = map(int, found[-1])
+            self.passed += passed
+            self.failed += failed
+            self.skipped += skipped
+        return bool(found)
+
+
+def run(command):
+    try:
+        p = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           errors="replace", timeout=PROGRAM_TIMEOUT, check=False)
+        return p.returncode, p.stdout
+    except subprocess.TimeoutExpired as e:
+        return -1, f"{(e.stdout or b'').decode(errors='replace')}\nno end after {PROGRAM_TIMEOUT} s"
+
+
+def programs(folder, build):
+    return sorted(p for p in glob.glob(f"{ROOT}/{build}/tests/{folder}/*") if os.access(p, os.X_OK) and not os.path.isdir(p))
+
+
+def unit(count, build):
+    for program in programs("unit", build):
+        status, out = run([program])
+        name = os.path.basename(program)
+        found = re.search(r"^\d+%: Checks: (\d+), Failures: (\d+), Errors: (\d+)$", out, re.M)
+        if status == 77:
+            count.skipped += 1
+            print(f"skip {name}: {out.strip()}")
+        elif not found or (status and found[2] == found[3] == "0"):
+            count.failed += 1
+            print(f"FAIL {name} (status {status})\n{out}")
+        else:
+            bad = int(found[2]) + int(found[3])
+            count.passed += int(found[1]) - bad
+            count.failed += bad
+            print(f"{'FAIL' if bad else 'ok  '} {name}: {found[1]} checks" + (f"\n{out}" if bad else ""))
+
+
+def platform(count, build):
+    for program in programs("platform", build):
+        status, out = run([program])
+        word = {0: "ok  ", 77: "skip"}.get(status, "FAIL")
+        count.passed += status == 0
+        count.skipped += status == 77
+        count.failed += status not in (0, 77)
+        print(f"{word} {os.path.basename(program)}" + (f": {out.strip()}" if status else ""))
+
+
+def others(count, command):
+    """A runner that prints as it goes, and counts for itself."""
+    p = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace")
+    lines = []
+    for line in p.stdout:
+        lines.append(line)
+        if not re.match(r"\d+ passed, ", line):
+            print(line, end="", flush=True)
+    status = p.wait()
+    if not count.add("".join(lines)):
+        count.failed += 1
+        print(f"FAIL {' '.join(command)} (status {status}) gave no count")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", default="build")
+    parser.add_argument("suite", nargs="+")
+    opts = parser.parse_args()
+    count = Count()
+    for which in opts.suite:
+        suite, _, variant = which.partition(":")
+        build = f"{opts.build}/{variant}" if variant else opts.build
+        zdtm = [sys.executable, "-B", "tests/zdtm/zdtm.py", "run", "--build", opts.build, "--criu-vm", f"{build}/criu-vm"]
+        begun = time.time()
+        print(f"== {which}", flush=True)
+        if suite == "unit":
+            unit(count, build)
+        elif suite == "platform":
+            platform(count, build)
+        elif suite == "misuse":
+            others(count, [sys.executable, "-B", "tests/misuse.py", "--build", opts.build, "--criu-vm", f"{build}/criu-vm"])
+        elif suite == "zdtm":
+            for selection in ZDTM_VARIANT if variant else ZDTM_CHECK:
+                others(count, zdtm + selection)
+        else:
+            parser.error(f"there is no suite {suite}")
+        print(f"== {which}: {time.time() - begun:.0f} s", flush=True)
+    print(f"{count.passed} passed, {count.failed} failed, {count.skipped} skipped")
+    return 1 if count.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
