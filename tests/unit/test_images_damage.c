@@ -230,12 +230,14 @@ static int status_of_message(const char *name, uint32_t magic, const ProtobufCMe
 START_TEST(nothing_follows_the_only_entry)
 {
 	FILE *null = fopen("/dev/null", "w");
-	char *buf;
+	char *buf, *bigger;
 	size_t len;
 
 	write_small_checkpoint();
 	ok(io_read_file(in_dir("vm.img"), MiB, &buf, &len));
-	buf = realloc(buf, 2 * len);
+	bigger = realloc(buf, 2 * len);
+	ck_assert_ptr_nonnull(bigger);
+	buf = bigger;
 	memcpy(buf + len, buf + 8, len - 8);
 	sign("vm.img", buf, 2 * len - 8);
 	ck_assert_int_eq(open_status(), -EBADMSG);

@@ -182,7 +182,8 @@ class Test:
             return left
         self.console.stop()
         try:
-            wait_for("residue", 30, lambda: not residue())
+            # The space of a swap image is given back last; a disk that discards takes its time.
+            wait_for("residue", 180, lambda: not residue())
         except TestFailed:
             raise TestFailed("left behind: " + "; ".join(residue())) from None
 
