@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "pvmem/engine_int.h"
 #include "util/log.h"
@@ -358,23 +359,44 @@ static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
 	e->stats.discarded++;
 }
 
-void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
+static bool is_hole(const struct pv_engine *e, uint64_t chunk, unsigned page)
 {
-	uint64_t chunk = off / PV_CHUNK_SIZE;
-	struct pv_chunk *c = &e->chunks[chunk];
+	const struct pv_block *b = pv_block_of(e, chunk);
+	off_t at = (off_t)(chunk * PV_CHUNK_SIZE - b->off + page * PAGE_SIZE);
 
-	if (c->zap_event && off % PV_CHUNK_SIZE == 0 && len == pv_chunk_nr_pages(e, chunk) * PAGE_SIZE) {
-		// Ours. Should the guest discard this very range at this very moment, there will be a second event.
-		c->zap_event = false;
+	return lseek(b->memfd, at, SEEK_DATA) != at;
+}
+
+// While our own zap of a chunk is under way, an event inside it may be the zap's: then nothing was discarded. QEMU gives a
+// page back by punching its file first, so a page that is still there is kept, and a swapped one is, too: its old content
+// coming back is something that a guest which gave it away has to expect; zeros in place of what it needs are not.
+static void removed_while_zapped(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned end)
+{
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+
+	if (first == 0 && end == pv_chunk_nr_pages(e, chunk)) {
+		e->chunks[chunk].zap_event = false; // should the guest discard just this range just now: that is a second event
 		return;
 	}
-	for (uint64_t at = off; at < off + len;) {
-		uint64_t end;
+	for (unsigned page = first; page < end; page++)
+		if (bitmap_test(p->valid, page) && is_hole(e, chunk, page))
+			discard_page(e, chunk, page);
+}
 
-		chunk = at / PV_CHUNK_SIZE;
-		end = (chunk + 1) * PV_CHUNK_SIZE < off + len ? (chunk + 1) * PV_CHUNK_SIZE : off + len;
-		for (; at < end; at += PAGE_SIZE)
-			discard_page(e, chunk, (unsigned)(at % PV_CHUNK_SIZE / PAGE_SIZE));
+void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
+{
+	for (uint64_t at = off, next; at < off + len; at = next) {
+		uint64_t chunk = at / PV_CHUNK_SIZE, start = chunk * PV_CHUNK_SIZE;
+		unsigned first = (unsigned)((at - start) / PAGE_SIZE), end;
+
+		next = start + PV_CHUNK_SIZE < off + len ? start + PV_CHUNK_SIZE : off + len;
+		end = (unsigned)((next - start) / PAGE_SIZE);
+		if (e->chunks[chunk].zap_event && next - at == len) {
+			removed_while_zapped(e, chunk, first, end);
+			continue;
+		}
+		for (unsigned page = first; page < end; page++)
+			discard_page(e, chunk, page);
 		pv_chunk_settle(e, chunk);
 	}
 }
