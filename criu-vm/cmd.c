@@ -13,6 +13,7 @@
 
 #include "criu-vm/run_dir.h"
 #include "util/log.h"
+#include "util/size.h"
 
 #define MAX_OPTIONS 40
 
@@ -27,6 +28,9 @@ static const struct cmd_option common_options[] = {
 
 static volatile sig_atomic_t interrupted;
 
+// What asks for an end; and what would end or stop us in the middle of something, where an error is told by errno as well.
+static const int ending[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT }, unwanted[] = { SIGPIPE, SIGXFSZ, SIGTSTP };
+
 static void on_signal(int sig)
 {
 	interrupted = sig;
@@ -34,12 +38,13 @@ static void on_signal(int sig)
 
 void cmd_catch_signals(void)
 {
-	struct sigaction sa = { .sa_handler = on_signal };
+	struct sigaction sa = { .sa_handler = on_signal }, was;
 
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGHUP, &sa, NULL);
-	signal(SIGPIPE, SIG_IGN);
+	for (size_t i = 0; i < ARRAY_SIZE(ending); i++)
+		if (!sigaction(ending[i], NULL, &was) && was.sa_handler != SIG_IGN) // nohup means it
+			sigaction(ending[i], &sa, NULL);
+	for (size_t i = 0; i < ARRAY_SIZE(unwanted); i++)
+		signal(unwanted[i], SIG_IGN);
 }
 
 bool cmd_interrupted(void)
@@ -49,10 +54,18 @@ bool cmd_interrupted(void)
 
 void cmd_ignore_signals(void)
 {
-	signal(SIGINT, SIG_IGN);
-	signal(SIGTERM, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-	signal(SIGPIPE, SIG_IGN);
+	for (size_t i = 0; i < ARRAY_SIZE(ending); i++)
+		signal(ending[i], SIG_IGN);
+	for (size_t i = 0; i < ARRAY_SIZE(unwanted); i++)
+		signal(unwanted[i], SIG_IGN);
+}
+
+void cmd_default_signals(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(ending); i++)
+		signal(ending[i], SIG_DFL);
+	for (size_t i = 0; i < ARRAY_SIZE(unwanted); i++)
+		signal(unwanted[i], SIG_DFL);
 }
 
 static void print_options(const struct cmd_option *o)

@@ -42,7 +42,9 @@ int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...) __attribute__((
 
 extern const struct cmd cmd_check, cmd_dump, cmd_restore, cmd_lazy_pages, cmd_stat, cmd_show;
 
-// Ctrl-C, SIGTERM and SIGHUP ask for a clean end; long work looks here now and then.
+// Ctrl-C, SIGTERM, SIGHUP and SIGQUIT ask for a clean end; long work looks here now and then.
 void cmd_catch_signals(void);
 bool cmd_interrupted(void);
+// For a process that ends only when its work does; and back to normal, for a program to be run.
 void cmd_ignore_signals(void);
+void cmd_default_signals(void);

@@ -68,20 +68,23 @@ static int run(int argc, char **argv)
 	struct cmd_common common;
 	struct restore restore;
 	uint64_t begun = clock_now_ns();
-	int rest, r = cmd_parse(&cmd_restore, argc, argv, &common, on_option, &o, &rest);
+	int own = 1, rest, r;
 
+	while (own < argc && strcmp(argv[own], "--")) // what stands behind it is QEMU's
+		own++;
+	r = cmd_parse(&cmd_restore, own, argv, &common, on_option, &o, &rest);
 	if (r != CMD_GO_ON)
 		return r;
 	if (!o.dir)
 		return cmd_usage_error(&cmd_restore, "-D DIR is needed");
 	if (o.name && !run_dir_name_ok(o.name))
 		return cmd_usage_error(&cmd_restore, "'%s' is no name: letters, digits, '.', '_' and '-', 64 at most, beginning with a letter or digit", o.name);
-	if (rest < argc && strcmp(argv[rest - 1], "--"))
+	if (rest < own)
 		return cmd_usage_error(&cmd_restore, "what is '%s'? QEMU's options go behind '--'", argv[rest]);
 	o.run_dir = common.run_dir;
 	o.log_file = common.log_file;
-	o.replace = argv + rest;
-	o.nr_replace = argc - rest;
+	o.replace = argv + own + (own < argc);
+	o.nr_replace = argc - own - (own < argc);
 	cmd_catch_signals();
 	r = restore_run(&o, &restore);
 	if (!r)

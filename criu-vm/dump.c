@@ -2,11 +2,13 @@
 #include "criu-vm/dump.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
@@ -21,6 +23,7 @@
 #include "qemu/refuse.h"
 #include "qemu/vm.h"
 #include "util/bitmap.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/size.h"
@@ -30,6 +33,8 @@
 #define CHUNK_PAGES (CHUNK_SIZE / PAGE_SIZE)
 #define FREEZE_TIMEOUT_MS 5000
 #define KILL_TIMEOUT_MS 10000
+#define GO_ON_TIMEOUT_MS 120000
+#define GUARDIAN_LINGER_S 5
 
 struct dump {
 	const struct dump_opts *o;
@@ -40,7 +45,9 @@ struct dump {
 	uint8_t *state;
 	size_t state_len;
 	struct qemu_freezer *freezer;
-	bool was_running, committed;
+	bool was_running, stuck; // stuck: it ran, and could not be made to run again
+	pid_t guardian;
+	int guardian_fd;
 	uint64_t stopped_at_ns;
 	struct img_times times;
 	struct progress progress;
@@ -82,24 +89,86 @@ static void close_images(void *ctx)
 	d->writer = NULL;
 }
 
-static int stop(void *ctx)
+// A process that outlives us, also when we are killed: if the line to it is cut without a word, it lets the VM run on.
+// It shares our connection to the monitor, since QEMU serves one.
+static int start_guardian(struct dump *d)
 {
-	struct dump *d = ctx;
-	int r;
+	static const char cont[] = "{\"execute\":\"cont\"}\n";
+	int line[2];
+	char word;
 
-	d->stopped_at_ns = clock_now_ns();
-	r = qmp_call(d->vm->qmp, "stop", NULL, NULL);
-	if (r && d->was_running)
-		qmp_try(d->vm->qmp, "cont", NULL, NULL);
-	return r;
+	if (!d->was_running)
+		return 0;
+	if (pipe2(line, O_CLOEXEC) < 0)
+		return -errno;
+	d->guardian = fork();
+	if (!d->guardian) {
+		setsid();
+		cmd_ignore_signals();
+		close(line[1]);
+		if (!read(line[0], &word, 1)) {
+			fcntl(qmp_fd(d->vm->qmp), F_SETFL, 0);
+			if (write(qmp_fd(d->vm->qmp), cont, sizeof cont - 1) > 0)
+				sleep(GUARDIAN_LINGER_S); // QEMU forgets a command whose client has gone before it was run
+		}
+		_exit(0);
+	}
+	close(line[0]);
+	d->guardian_fd = line[1];
+	return d->guardian < 0 ? -errno : 0;
 }
 
+static void dismiss_guardian(struct dump *d)
+{
+	if (d->guardian <= 0)
+		return;
+	if (write(d->guardian_fd, "", 1) == 1)
+		waitpid(d->guardian, NULL, 0);
+	close(d->guardian_fd);
+	d->guardian = 0;
+}
+
+// QEMU may be busy, with a slow disk for example; a VM that ran is not left behind before it runs.
 static void go_on(void *ctx)
 {
 	struct dump *d = ctx;
+	int r = 0;
 
-	if (d->was_running && qmp_call(d->vm->qmp, "cont", NULL, NULL))
+	qmp_set_timeout(d->vm->qmp, GO_ON_TIMEOUT_MS);
+	if (d->was_running)
+		r = qmp_call(d->vm->qmp, "cont", NULL, NULL);
+	if (r) {
+		d->stuck = true;
 		log_err("the VM, QEMU %d, is still stopped; say 'cont' to its monitor", d->vm->pid);
+	}
+	dismiss_guardian(d);
+}
+
+static int stop(void *ctx)
+{
+	struct dump *d = ctx;
+	json_t *status = NULL;
+	const char *state;
+	int r = start_guardian(d);
+
+	if (r) {
+		log_err("cannot fork: %s", strerror(-r));
+		return r;
+	}
+	d->stopped_at_ns = clock_now_ns();
+	r = qmp_call(d->vm->qmp, "stop", NULL, NULL);
+	if (!r)
+		r = qmp_call(d->vm->qmp, "query-status", NULL, &status);
+	state = json_string_value(json_object_get(status, "status"));
+	if (!r && d->was_running && (!state || strcmp(state, "paused"))) {
+		log_err("QEMU %d is '%s' instead of stopped: the guest ended, or something went wrong in it, just now", d->vm->pid, state ? state : "?");
+		d->was_running = false; // cont would not be right
+		r = -EAGAIN;
+	}
+	json_decref(status);
+	if (r)
+		go_on(d);
+	return r;
 }
 
 static int save_state(void *ctx)
@@ -109,6 +178,22 @@ static int save_state(void *ctx)
 	return qemu_devstate_save(d->vm->qmp, false, &d->state, &d->state_len);
 }
 
+// Between its device state and the standstill of its process nobody may have let it run.
+static int still_stopped(struct dump *d)
+{
+	struct qmp_msg m;
+	int r = 0;
+
+	while (!qmp_receive(d->vm->qmp, &m)) {
+		if (m.kind == QMP_EVENT && !strcmp(m.text, "RESUME"))
+			r = -EBUSY;
+		qmp_msg_fini(&m);
+	}
+	if (r)
+		log_err("somebody let QEMU %d run while it was being dumped; nothing was dumped", d->vm->pid);
+	return r;
+}
+
 static int freeze(void *ctx)
 {
 	struct dump *d = ctx;
@@ -116,6 +201,8 @@ static int freeze(void *ctx)
 	int r = qemu_freeze(d->vm->pid, FREEZE_TIMEOUT_MS, &d->freezer);
 
 	d->times.freezing_us = (clock_now_ns() - begun) / 1000;
+	if (!r && (r = still_stopped(d)))
+		qemu_thaw(steal_ptr(&d->freezer));
 	return r;
 }
 
@@ -354,8 +441,12 @@ int dump_run(const struct dump_opts *o, struct dump_result *result)
 
 	*result = (struct dump_result){ 0 };
 	r = stages_run(stages, ARRAY_SIZE(stages), &d);
-	if (!r)
+	if (!r) {
+		dismiss_guardian(&d);
 		r = end_source(&d);
+	}
+	if (d.stuck)
+		r = -ESTALE;
 	qemu_thaw(d.freezer);
 	img_writer_free(d.writer);
 	free(d.state);

@@ -26,5 +26,6 @@ struct dump_result {
 	int pid;
 };
 
-// 0 or -errno, logged. -ESTALE: the checkpoint is there but the VM could not be ended, and stays frozen or stopped.
+// 0 or -errno, logged. -ESTALE: the VM needs attention: it could not be made to run on, or
+// the checkpoint is there but it could not be ended.
 int dump_run(const struct dump_opts *o, struct dump_result *result);

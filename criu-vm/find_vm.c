@@ -21,6 +21,10 @@ int find_vm(const char *run_root, const char *vm, char *spec, size_t size)
 	r = run_dir_name_ok(vm) ? run_dir_open(run_root, vm, &rd) : -ENOENT;
 	if (!r) {
 		r = vm_state_load(&rd, &s);
+		if (!r && !vm_state_qemu_alive(&s, NULL)) {
+			log_err("VM '%s' does not run: its QEMU has ended, or has not started yet", vm);
+			r = -ESRCH;
+		}
 		if (!r)
 			snprintf(spec, size, "%d", s.qemu);
 		vm_state_fini(&s);

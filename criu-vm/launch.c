@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/close_range.h>
 #include <poll.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,6 +22,8 @@
 #include "util/clock.h"
 #include "util/log.h"
 
+#define QEMU_END_TIMEOUT_MS 10000
+
 int launch_send(int fd, const char *fmt, ...)
 {
 	char msg[LAUNCH_MSG_MAX];
@@ -32,7 +37,11 @@ int launch_send(int fd, const char *fmt, ...)
 
 int launch_tell(const struct launch *l, const char *msg)
 {
-	return launch_send(l->fd, "%s", msg);
+	int r = launch_send(l->fd, "%s", msg);
+
+	if (r)
+		log_err("the pager ended before the VM ran");
+	return r;
 }
 
 static int receive(int fd, char msg[LAUNCH_MSG_MAX], int timeout_ms)
@@ -53,7 +62,7 @@ static int receive(int fd, char msg[LAUNCH_MSG_MAX], int timeout_ms)
 	return 0;
 }
 
-int launch_wait(const struct launch *l, const char *want, int timeout_ms)
+int launch_wait(const struct launch *l, const char *want, bool interruptible, int timeout_ms)
 {
 	uint64_t end = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 	char msg[LAUNCH_MSG_MAX];
@@ -61,7 +70,7 @@ int launch_wait(const struct launch *l, const char *want, int timeout_ms)
 	for (;;) {
 		int r = receive(l->fd, msg, 100);
 
-		if (r == -EAGAIN && cmd_interrupted()) {
+		if (r == -EAGAIN && interruptible && cmd_interrupted()) {
 			log_err("interrupted; the new VM is being removed");
 			return -EINTR;
 		}
@@ -84,32 +93,43 @@ int launch_wait(const struct launch *l, const char *want, int timeout_ms)
 	}
 }
 
-static void redirect(const char *log)
+static int redirect(const char *log)
 {
-	int in = open("/dev/null", O_RDONLY), out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+	_cleanup_close_ int in = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	_cleanup_close_ int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 
-	if (in >= 0)
-		dup2(in, STDIN_FILENO);
-	dup2(out >= 0 ? out : in, STDOUT_FILENO);
-	dup2(out >= 0 ? out : in, STDERR_FILENO);
-	if (in > STDERR_FILENO)
-		close(in);
-	if (out > STDERR_FILENO)
-		close(out);
+	if (in < 0 || out < 0 || dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(out, STDERR_FILENO) < 0)
+		return -errno;
+	return 0;
+}
+
+// For good, before QEMU's binary, which may be that user's own, runs an instruction.
+static bool become(uid_t uid, gid_t gid)
+{
+	const struct passwd *pw;
+
+	if (geteuid() || !uid)
+		return true;
+	pw = getpwuid(uid);
+	if ((pw ? initgroups(pw->pw_name, gid) : setgroups(1, &gid)) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0) {
+		fprintf(stderr, "cannot become user %u, as whom the VM ran: %s\n", uid, strerror(errno));
+		return false;
+	}
+	return true;
 }
 
 static void __attribute__((noreturn)) exec_qemu(const struct launch_opts *o)
 {
 	for (size_t i = 0; i < o->nr_fds; i++)
 		fcntl(o->fds[i], F_SETFD, 0);
-	signal(SIGPIPE, SIG_DFL);
-	signal(SIGINT, SIG_DFL);
-	signal(SIGTERM, SIG_DFL);
-	signal(SIGHUP, SIG_DFL);
-	if (chdir(o->cwd) < 0)
+	cmd_default_signals();
+	if (!become(o->uid, o->gid))
+		_exit(127);
+	if (chdir(o->cwd) < 0) {
 		fprintf(stderr, "cannot enter %s, where the VM was started: %s\n", o->cwd, strerror(errno));
-	else
-		execvp(o->argv[0], o->argv);
+		_exit(127);
+	}
+	execv(o->argv[0], o->argv);
 	fprintf(stderr, "cannot run %s: %s\n", o->argv[0], strerror(errno));
 	_exit(127);
 }
@@ -126,11 +146,19 @@ static void __attribute__((noreturn)) be_pager(const struct launch_opts *o, int 
 
 	setsid();
 	cmd_ignore_signals();
-	redirect(o->log);
+	// Nothing of the caller's stays open in the VM: QEMU and the pager get what is named to them.
+	close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+	if ((r = redirect(o->log))) {
+		launch_send(fd, "error cannot write log %s: %s", o->log, strerror(-r));
+		run_dir_destroy(&rd);
+		_exit(1);
+	}
 	log_init(STDERR_FILENO, log_max(), o->name, true);
 	qemu = fork();
 	if (!qemu)
 		exec_qemu(o);
+	if (chdir("/") < 0)
+		log_warn("cannot leave the folder that the restore was started in: %s", strerror(errno));
 	if (qemu > 0)
 		launch_send(fd, "qemu %d", qemu);
 	else
@@ -149,7 +177,6 @@ static void __attribute__((noreturn)) be_pager(const struct launch_opts *o, int 
 		kill(qemu, SIGKILL);
 		waitpid(qemu, NULL, 0);
 	}
-	rd.fd = dup(rd.fd);
 	run_dir_destroy(&rd);
 	_exit(1);
 }
@@ -191,11 +218,16 @@ int launch_start(const struct launch_opts *o, struct launch *l)
 
 void launch_abort(struct launch *l)
 {
+	struct pollfd p = { .fd = l->qemu_pidfd, .events = POLLIN };
+
 	if (l->fd >= 0)
 		close(l->fd);
 	if (l->pager > 0)
 		while (waitpid(l->pager, NULL, 0) < 0 && errno == EINTR)
 			;
+	// The pager has ended QEMU, unless it was killed itself.
+	if (l->qemu_pidfd >= 0 && !syscall(SYS_pidfd_send_signal, l->qemu_pidfd, SIGKILL, NULL, 0))
+		poll(&p, 1, QEMU_END_TIMEOUT_MS);
 	if (l->qemu_pidfd >= 0)
 		close(l->qemu_pidfd);
 	*l = LAUNCH_NONE;

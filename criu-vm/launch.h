@@ -15,6 +15,7 @@
 // If the line is cut before "running", whoever cut it, the pager ends QEMU and removes everything. The pager is QEMU's
 // parent, so it learns how QEMU ended.
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -27,6 +28,8 @@ struct launch_opts {
 	const struct run_dir *rd;
 	char *const *argv; // QEMU's
 	const char *cwd;
+	uid_t uid; // as whom QEMU runs; 0: as we do
+	gid_t gid;
 	const int *fds; // that QEMU inherits, with the numbers they have here
 	size_t nr_fds;
 	const char *log; // gets the pager's messages and QEMU's output
@@ -42,8 +45,8 @@ struct launch {
 
 int launch_start(const struct launch_opts *o, struct launch *l);
 int launch_tell(const struct launch *l, const char *msg);
-// Waits for this message. -EREMOTEIO: the pager said why it cannot go on (logged); -EPIPE: it ended; -ETIMEDOUT.
-int launch_wait(const struct launch *l, const char *msg, int timeout_ms);
+// Waits for this message; interruptible: no longer than until Ctrl-C (-EINTR). -EREMOTEIO: the pager said why it cannot go on (logged); -EPIPE: it ended; -ETIMEDOUT.
+int launch_wait(const struct launch *l, const char *msg, bool interruptible, int timeout_ms);
 // Cuts the line and waits until pager and QEMU are gone and nothing is left. Accepts LAUNCH_NONE.
 void launch_abort(struct launch *l);
 // Lets go of a VM that runs by itself now. Accepts LAUNCH_NONE.

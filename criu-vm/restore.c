@@ -12,6 +12,7 @@
 
 #include "criu-vm/stages.h"
 #include "qemu/qmp.h"
+#include "util/cleanup.h"
 #include "util/log.h"
 
 static int lay_out_blocks(struct restore *r)
@@ -32,8 +33,8 @@ static int lay_out_blocks(struct restore *r)
 
 static int choose_name(struct restore *r)
 {
-	const char *slash = strrchr(r->o->dir, '/');
-	const char *const candidates[] = { r->o->name, r->vm->name, slash ? slash + 1 : r->o->dir };
+	_cleanup_free_ char *dir = realpath(r->o->dir, NULL);
+	const char *const candidates[] = { r->o->name, r->vm->name, dir ? strrchr(dir, '/') + 1 : NULL };
 
 	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
 		if (candidates[i] && run_dir_name_ok(candidates[i])) {
@@ -59,6 +60,20 @@ static int choose_log(struct restore *r)
 	return r->log ? 0 : -ENOMEM;
 }
 
+// A checkpoint says which program is to be run, and as whom. Who could write it must not become anybody else by that.
+static int check_owner(const struct restore *r)
+{
+	struct stat st;
+
+	if (stat(r->o->dir, &st) < 0)
+		return -errno;
+	if (geteuid() || ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH))))
+		return 0;
+	log_err("%s belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: chown -R root %s, chmod go-w %s",
+		r->o->dir, st.st_uid, r->vm->uid, r->o->dir, r->o->dir);
+	return -EPERM;
+}
+
 static int open_images(void *ctx)
 {
 	struct restore *r = ctx;
@@ -68,6 +83,8 @@ static int open_images(void *ctx)
 	if (err)
 		return err;
 	r->vm = img_dir_vm(r->images);
+	if ((err = check_owner(r)))
+		return err;
 	if ((err = lay_out_blocks(r)) || (err = choose_name(r)) || (err = choose_log(r)))
 		return err;
 	r->state.ram = r->ram;

@@ -54,6 +54,10 @@ static int make_swap(struct restore *r)
 	full = realpath(path, NULL); // the pager may be asked from anywhere
 	r->state.swap_path = full ? full : strdup(path);
 	r->state.swap_sparse = r->o->swap_sparse;
+	if (!fstat(r->swap.fd, &st)) {
+		r->state.swap_dev = st.st_dev;
+		r->state.swap_ino = st.st_ino;
+	}
 	err = r->state.swap_path ? vm_state_save(&r->rd, &r->state) : -ENOMEM;
 	if (err)
 		pv_swap_destroy(&r->swap);

@@ -20,6 +20,7 @@
 #include "qemu/cmdline.h"
 #include "qemu/devstate.h"
 #include "qemu/qmp.h"
+#include "qemu/vm.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/io.h"
@@ -27,7 +28,7 @@
 
 #define START_TIMEOUT_NS (60 * NSEC_PER_SEC)
 #define LOAD_TIMEOUT_NS (120 * NSEC_PER_SEC)
-#define QMP_TIMEOUT_MS 20000
+#define QMP_TIMEOUT_MS 120000
 #define SERVE_TIMEOUT_MS 60000
 #define RING_ENTRIES 128
 #define RING_IDLE_MS 1
@@ -45,11 +46,18 @@ static bool qemu_ended(const struct restore *r)
 // What QEMU said last, to the person who waits.
 static void tell_output(const struct restore *r)
 {
-	_cleanup_free_ char *text = NULL;
-	size_t len;
+	_cleanup_close_ int fd = open(r->log, O_RDONLY | O_CLOEXEC);
+	char text[2048] = "";
+	size_t len = 0;
+	struct stat st;
 
-	if (io_read_file(r->log, 64 * MiB, &text, &len))
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+		log_err("QEMU has ended; its output went to %s, which cannot be read again", r->log);
 		return;
+	}
+	len = (size_t)st.st_size < sizeof text - 1 ? (size_t)st.st_size : sizeof text - 1;
+	if (io_pread_full(fd, text, len, (uint64_t)st.st_size - len))
+		len = 0;
 	while (len && text[len - 1] == '\n')
 		text[--len] = 0;
 	for (unsigned lines = 0; len && lines < 5;)
@@ -74,38 +82,29 @@ static int waiting_failed(const struct restore *r, uint64_t end, const char *wha
 	return 0;
 }
 
-static bool drops_privileges(const VmEntry *vm)
+// Started as root, this QEMU becomes another user by itself.
+static bool drops_privileges(char *const *argv, int argc)
 {
 	struct qemu_arg a;
-	int i = 1;
 
-	while (qemu_arg_next(vm->argv, (int)vm->n_argv, &i, &a))
+	for (int i = 0; qemu_arg_next(argv, argc, &i, &a);)
 		if (!strcmp(a.name, "runas") || (!strcmp(a.name, "run-with") && qemu_opt_has(a.value, NULL, "user")))
 			return true;
 	return false;
 }
 
-// The command line of the new QEMU, which runs as the user that the old one ran as.
-static int make_argv(struct restore *r, const char *qmp_path, char ***argv)
+static int make_argv(struct restore *r, int qmp_fd, char ***argv)
 {
 	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(r->nr_blocks, sizeof *ram);
-	_cleanup_free_ char **replace = calloc((size_t)r->o->nr_replace + 2, sizeof *replace);
 	struct qemu_cmdline_opts o;
-	char user[32] = "";
-	int nr = r->o->nr_replace;
 
-	if (!ram || !replace)
+	if (!ram)
 		return -ENOMEM;
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		ram[i] = (struct qemu_cmdline_ram){ .backend_id = r->vm->blocks[i]->backend_id, .len = r->blocks[i].len, .fd = r->blocks[i].memfd };
-	memcpy(replace, r->o->replace, (size_t)nr * sizeof *replace);
-	if (r->vm->uid && !geteuid() && !drops_privileges(r->vm)) {
-		snprintf(user, sizeof user, "%u:%u", r->vm->uid, r->vm->gid);
-		replace[nr++] = "-runas";
-		replace[nr++] = user;
-	}
-	o = (struct qemu_cmdline_opts){ .qemu = r->vm->qemu_path, .recorded = r->vm->argv, .nr_recorded = (int)r->vm->n_argv, .replace = replace,
-					.nr_replace = nr, .machine = r->vm->machine, .qmp_path = qmp_path, .ram = ram, .nr_ram = r->nr_blocks };
+	o = (struct qemu_cmdline_opts){ .qemu = r->vm->qemu_path, .recorded = r->vm->argv, .nr_recorded = (int)r->vm->n_argv,
+					.replace = r->o->replace, .nr_replace = r->o->nr_replace, .machine = r->vm->machine, .qmp_fd = qmp_fd,
+					.ram = ram, .nr_ram = r->nr_blocks };
 	return qemu_cmdline_rebuild(&o, argv);
 }
 
@@ -114,7 +113,8 @@ static int open_qmp(struct restore *r, const char *path)
 	uint64_t end = clock_now_ns() + START_TIMEOUT_NS;
 	int err;
 
-	while ((err = qmp_open_quiet(path, 500, &r->qmp)) == -ENOENT || err == -ECONNREFUSED || err == -EBUSY || err == -EPIPE) {
+	while ((err = qmp_open_quiet(path, 500, &r->qmp)) == -ENOENT || err == -ECONNREFUSED || err == -EBUSY || err == -EPIPE ||
+	       err == -ETIMEDOUT) {
 		int failed = waiting_failed(r, end, "open its monitor");
 
 		if (failed)
@@ -126,25 +126,44 @@ static int open_qmp(struct restore *r, const char *path)
 	return err;
 }
 
+static size_t argv_len(char *const *argv)
+{
+	size_t n = 0;
+
+	while (argv[n])
+		n++;
+	return n;
+}
+
 int restore_start(void *ctx)
 {
 	struct restore *r = ctx;
-	struct launch_opts o = { .root = r->o->run_dir, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks, .log = r->log };
-	_cleanup_free_ int *fds = calloc(r->nr_blocks, sizeof *fds);
+	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 1, .log = r->log };
+	_cleanup_free_ int *fds = calloc(o.nr_fds, sizeof *fds);
+	_cleanup_close_ int qmp_fd = -1;
 	char qmp_path[PATH_MAX];
 	char **argv;
 	int err;
 
 	if (!fds)
 		return -ENOMEM;
+	// Our own socket, so that a QEMU of another user needs no way into the run directory.
+	qmp_fd = err = run_dir_listen(&r->rd, "qmp.sock");
+	if (err < 0)
+		return err;
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		fds[i] = r->blocks[i].memfd;
+	fds[r->nr_blocks] = qmp_fd;
 	run_dir_file(&r->rd, "qmp.sock", qmp_path, sizeof qmp_path);
-	err = make_argv(r, qmp_path, &argv);
+	err = make_argv(r, qmp_fd, &argv);
 	if (err)
 		return err;
 	o.argv = argv;
 	o.fds = fds;
+	if (!drops_privileges(argv, (int)argv_len(argv))) {
+		o.uid = r->vm->uid;
+		o.gid = r->vm->gid;
+	}
 	err = launch_start(&o, &r->launch);
 	qemu_cmdline_free(argv);
 	if (!err)
@@ -194,17 +213,19 @@ static int plant(struct restore *r, struct mm_plant *p)
 {
 	struct mm_plant_opts o = { .ring_entries = RING_ENTRIES, .sq_idle_ms = RING_IDLE_MS, .target_uffd_dev = -1 };
 	_cleanup_close_ int dev = -1;
-	struct stat st;
-	char path[40];
+	uid_t uid;
+	gid_t gid;
 	int err;
 
-	snprintf(path, sizeof path, "/proc/%d/fd", r->launch.qemu);
-	if (stat(path, &st) < 0 || !st.st_uid)
+	err = qemu_process_ids(r->launch.qemu, &uid, &gid);
+	if (err)
+		return err;
+	if (!uid)
 		return mm_plant(r->launch.qemu, &o, p);
 	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (dev < 0) {
 		err = -errno;
-		log_err("QEMU runs as user %u, for which /dev/userfaultfd is needed: %s", st.st_uid, strerror(-err));
+		log_err("QEMU runs as user %u, for which /dev/userfaultfd is needed: %s", uid, strerror(-err));
 		return err;
 	}
 	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", UFFD_DEV_NAME), dev, NULL);
@@ -281,9 +302,10 @@ int restore_serve(void *ctx)
 		s->blocks[i] = (struct vm_state_block){ .off = r->blocks[i].off, .len = r->blocks[i].len, .hva = r->blocks[i].hva,
 							.memfd = r->blocks[i].memfd };
 	err = vm_state_save(&r->rd, s);
+	pv_swap_close(&r->swap); // its lock is the pager's from now on
 	if (!err)
 		err = launch_tell(&r->launch, "go");
-	return err ? err : launch_wait(&r->launch, "serving", SERVE_TIMEOUT_MS);
+	return err ? err : launch_wait(&r->launch, "serving", true, SERVE_TIMEOUT_MS);
 }
 
 static int send_stream(const struct restore *r, int fd, const uint8_t *p, size_t len)
@@ -328,7 +350,8 @@ static int wait_loaded(const struct restore *r)
 		err = qmp_try(r->qmp, "query-status", NULL, &status);
 		if (err)
 			return qemu_ended(r) ? waiting_failed(r, end, "") : err;
-		loading = !strcmp(json_string_value(json_object_get(status, "status")), "inmigrate");
+		loading = json_is_string(json_object_get(status, "status")) &&
+			  !strcmp(json_string_value(json_object_get(status, "status")), "inmigrate");
 		json_decref(status);
 		if (!loading)
 			return 0;
@@ -410,5 +433,6 @@ int restore_go(void *ctx)
 	qmp_close(r->qmp); // it serves one client: the pager from now on
 	r->qmp = NULL;
 	err = launch_tell(&r->launch, "run");
-	return err ? err : launch_wait(&r->launch, "running", SERVE_TIMEOUT_MS);
+	// No way back while it may be running already: it writes its disks.
+	return err ? err : launch_wait(&r->launch, "running", false, SERVE_TIMEOUT_MS);
 }

@@ -11,11 +11,16 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
 #include "util/log.h"
+
+#define RECLAIM_WAITS 100
+#define RECLAIM_WAIT_US 100000
 
 bool run_dir_name_ok(const char *name)
 {
@@ -31,13 +36,17 @@ bool run_dir_name_ok(const char *name)
 
 static int set_paths(const char *root, const char *name, struct run_dir *rd)
 {
+	int r;
+
 	*rd = RUN_DIR_NONE;
-	rd->root = strdup(root);
+	rd->root = realpath(root, NULL);
+	if (!rd->root)
+		return -errno;
 	rd->name = strdup(name);
-	if (asprintf(&rd->path, "%s/%s", root, name) < 0)
-		rd->path = NULL;
-	if (rd->root && rd->name && rd->path)
+	r = rd->name ? asprintf(&rd->path, "%s/%s", rd->root, name) : -1;
+	if (r > 0)
 		return 0;
+	rd->path = NULL;
 	run_dir_close(rd);
 	return -ENOMEM;
 }
@@ -76,26 +85,40 @@ int run_dir_open(const char *root, const char *name, struct run_dir *rd)
 
 bool run_dir_is_locked(const struct run_dir *rd)
 {
-	if (flock(rd->fd, LOCK_EX | LOCK_NB) < 0)
+	if (flock(rd->fd, LOCK_SH | LOCK_NB) < 0)
 		return true;
 	flock(rd->fd, LOCK_UN);
 	return false;
 }
 
-// The name's directory is there: nobody's, or in use?
+// A pager that cleans up after its VM holds the lock a little longer.
+static bool in_use(const struct run_dir *rd, const struct vm_state *s)
+{
+	for (unsigned i = 0; run_dir_is_locked(rd); i++) {
+		if (i == RECLAIM_WAITS || !s->qemu || vm_state_qemu_alive(s, NULL))
+			return true;
+		usleep(RECLAIM_WAIT_US);
+	}
+	return false;
+}
+
+// What has this name already: somebody, or what somebody left behind?
 static int reclaim(const char *root, const char *name)
 {
-	struct vm_state s = { 0 };
 	struct run_dir old;
+	struct vm_state s;
 	int r = run_dir_open(root, name, &old);
 
 	if (r)
 		return r == -ENOENT ? 0 : r;
-	if (run_dir_is_locked(&old)) {
+	vm_state_load(&old, &s); // empty if there is none
+	if (in_use(&old, &s)) {
 		log_err("the name '%s' is in use by a running VM (criu-vm stat %s); choose another with --name", name, name);
 		r = -EEXIST;
-	} else if (!vm_state_load(&old, &s) && vm_state_qemu_alive(&s, NULL)) {
-		log_err("the name '%s' is in use: its QEMU, pid %d, is alive but has no pager, and its guest waits", name, s.qemu);
+	} else if (vm_state_qemu_alive(&s, NULL)) {
+		log_err("the name '%s' is in use: its QEMU, pid %d, is alive but has lost its pager, so that its guest waits; choose another "
+			"name, or end that QEMU",
+			name, s.qemu);
 		r = -EEXIST;
 	}
 	vm_state_fini(&s);
@@ -110,11 +133,18 @@ static int reclaim(const char *root, const char *name)
 
 int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 {
+	_cleanup_close_ int root_fd = -1; // locked: two who want the same name come one after the other
 	int r;
 
 	if (mkdir(root, 0755) < 0 && errno != EEXIST) {
 		r = -errno;
 		log_err("cannot create %s: %s", root, strerror(-r));
+		return r;
+	}
+	root_fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (root_fd < 0 || flock(root_fd, LOCK_EX) < 0) {
+		r = -errno;
+		log_err("cannot lock %s: %s", root, strerror(-r));
 		return r;
 	}
 	r = reclaim(root, name);
@@ -139,33 +169,36 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 	return 0;
 }
 
-// Only if nobody uses it: an image of another VM may have got the path since. Returns a descriptor of the deleted file, or
-// -1: its space is given back when that is closed, which may take seconds on a file system that discards.
-static int delete_swap(const char *path)
+// Only if it is still the same file. Returns a descriptor of it, or -1: its space is given back when that is closed, which
+// may take seconds on a file system that discards.
+static int delete_swap(const struct vm_state *s)
 {
-	_cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_close_ int fd = open(s->swap_path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 	struct stat st;
 
-	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_dev != s->swap_dev || st.st_ino != s->swap_ino)
 		return -1;
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-		log_warn("swap image %s is in use and stays", path);
-	else
-		unlink(path);
+	unlink(s->swap_path);
 	return steal_fd(&fd);
 }
 
 void run_dir_destroy(struct run_dir *rd)
 {
 	_cleanup_close_ int swap = -1;
-	struct vm_state s = { 0 };
+	struct stat ours, theirs;
+	struct vm_state s;
 	struct dirent *d;
 	DIR *dir;
 
 	if (rd->fd < 0)
 		return;
+	// Not another VM's that has got the name since.
+	if (fstat(rd->fd, &ours) < 0 || lstat(rd->path, &theirs) < 0 || ours.st_ino != theirs.st_ino || ours.st_dev != theirs.st_dev) {
+		run_dir_close(rd);
+		return;
+	}
 	if (!vm_state_load(rd, &s) && s.swap_path)
-		swap = delete_swap(s.swap_path);
+		swap = delete_swap(&s);
 	vm_state_fini(&s);
 	dir = opendir(rd->path);
 	while (dir && (d = readdir(dir)))
@@ -197,6 +230,28 @@ int run_dir_map_pages(const struct run_dir *rd, uint64_t nr_chunks, bool create,
 	else
 		*pages = p;
 	return r;
+}
+
+int run_dir_listen(const struct run_dir *rd, const char *file)
+{
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	char path[PATH_MAX];
+	int r;
+
+	run_dir_file(rd, file, path, sizeof path);
+	if (strlen(path) >= sizeof at.sun_path) {
+		log_err("%s: too long for a socket's path; use a shorter --run-dir", path);
+		return -ENAMETOOLONG;
+	}
+	memcpy(at.sun_path, path, strlen(path) + 1);
+	unlink(path);
+	if (fd < 0 || bind(fd, (const struct sockaddr *)&at, sizeof at) < 0 || chmod(path, 0600) < 0 || listen(fd, 16) < 0) {
+		r = -errno;
+		log_err("cannot listen on %s: %s", path, strerror(-r));
+		return r;
+	}
+	return steal_fd(&fd);
 }
 
 uint64_t process_start(pid_t pid)

@@ -21,7 +21,7 @@
 #define RUN_DIR_NAME_MAX 64
 
 struct run_dir {
-	char *root, *name, *path;
+	char *root, *name, *path; // absolute
 	int fd; // of the directory: carries the lock. -1: not open
 };
 
@@ -40,6 +40,7 @@ struct vm_state {
 	uint64_t budget, ram;  // bytes
 	uint64_t nr_chunks;
 	char *swap_path;       // NULL: no swap image
+	uint64_t swap_dev, swap_ino; // of that file: another one may have got its path since
 	bool swap_sparse;
 	char *images;          // directory of the page source, or NULL
 	char *log;
@@ -64,6 +65,9 @@ void run_dir_close(struct run_dir *rd);
 void run_dir_destroy(struct run_dir *rd);
 // RUN_DIR/NAME/FILE. Returns buf.
 const char *run_dir_file(const struct run_dir *rd, const char *file, char *buf, size_t size);
+
+// A new unix socket RUN_DIR/NAME/FILE, mode 0600, that listens: the caller's. Or -errno, logged.
+int run_dir_listen(const struct run_dir *rd, const char *file);
 
 int vm_state_save(const struct run_dir *rd, const struct vm_state *s);
 // Logs but -ENOENT.

@@ -8,9 +8,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -285,31 +285,15 @@ static int open_swap(struct vm_pager *v)
 	if (!v->state.swap_path)
 		return 0;
 	fd = open(v->state.swap_path, O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0) {
-		log_err("cannot open swap image %s: %s", v->state.swap_path, strerror(errno));
-		return -errno;
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		int r = -errno;
+
+		log_err("cannot open swap image %s: %s", v->state.swap_path, r == -EWOULDBLOCK ? "another process has it locked" : strerror(-r));
+		if (fd >= 0)
+			close(fd);
+		return r;
 	}
 	return pv_swap_adopt(fd, v->state.swap_path, (uint64_t)v->state.nr_chunks * PV_CHUNK_SIZE, v->state.swap_sparse, &v->swap);
-}
-
-static int listen_control(struct vm_pager *v)
-{
-	struct sockaddr_un at = { .sun_family = AF_UNIX };
-	char path[PATH_MAX];
-
-	run_dir_file(v->rd, "control.sock", path, sizeof path);
-	if (strlen(path) >= sizeof at.sun_path) {
-		log_err("%s: too long for a socket's path; use a shorter --run-dir", path);
-		return -ENAMETOOLONG;
-	}
-	memcpy(at.sun_path, path, strlen(path) + 1);
-	unlink(path);
-	v->control_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (v->control_fd < 0 || bind(v->control_fd, (const struct sockaddr *)&at, sizeof at) < 0 || listen(v->control_fd, 16) < 0) {
-		log_err("cannot listen on %s: %s", path, strerror(errno));
-		return -errno;
-	}
-	return 0;
 }
 
 static int attach(struct vm_pager *v)
@@ -323,7 +307,8 @@ static int attach(struct vm_pager *v)
 		log_err("its QEMU, pid %d, has ended", v->state.qemu);
 		return -ESRCH;
 	}
-	if ((r = listen_control(v)))
+	v->control_fd = r = run_dir_listen(v->rd, "control.sock");
+	if (r < 0)
 		return r;
 	o = (struct lp_opts){ .qemu = v->state.qemu, .qemu_pidfd = v->qemu_pidfd, .control_fd = v->control_fd, .ctx = v, .drain = drain,
 			      .describe = describe };
@@ -373,6 +358,12 @@ static void detach(struct vm_pager *v)
 		}
 	free(v->blocks);
 	free(v->ended_by);
+	for (unsigned i = 0; i < 2; i++)
+		if (v->opened[i] > 0)
+			close(v->opened[i]);
+	for (unsigned i = 0; i < 2; i++)
+		if (v->opened[i] > 0)
+			close(v->opened[i]);
 	if (v->pages)
 		munmap(v->pages, v->state.nr_chunks * sizeof *v->pages);
 	if (v->control_fd >= 0)

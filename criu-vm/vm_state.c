@@ -31,11 +31,11 @@ static json_t *to_json(const struct vm_state *s)
 	for (size_t i = 0; i < s->nr_blocks; i++)
 		json_array_append_new(blocks, json_pack("{s:I s:I s:I s:i}", "off", (json_int_t)s->blocks[i].off, "len", (json_int_t)s->blocks[i].len,
 							"hva", (json_int_t)s->blocks[i].hva, "memfd", s->blocks[i].memfd));
-	return json_pack("{s:i s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:o s:o s:o}", "version", STATE_VERSION, "qemu", (int)s->qemu,
+	return json_pack("{s:i s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:I s:I s:o s:o s:o}", "version", STATE_VERSION, "qemu", (int)s->qemu,
 			 "qemu_start", (json_int_t)s->qemu_start, "run", s->run, "paging", s->paging, "target_uffd", s->target_uffd,
 			 "target_ring", s->target_ring, "ring_entries", (int)s->ring_entries, "budget", (json_int_t)s->budget, "ram",
 			 (json_int_t)s->ram, "nr_chunks", (json_int_t)s->nr_chunks, "swap", string_or_null(s->swap_path), "swap_sparse",
-			 s->swap_sparse, "images", string_or_null(s->images), "log", string_or_null(s->log), "blocks", blocks);
+			 s->swap_sparse, "swap_dev", (json_int_t)s->swap_dev, "swap_ino", (json_int_t)s->swap_ino, "images", string_or_null(s->images), "log", string_or_null(s->log), "blocks", blocks);
 }
 
 int vm_state_save(const struct run_dir *rd, const struct vm_state *s)
@@ -50,7 +50,7 @@ int vm_state_save(const struct run_dir *rd, const struct vm_state *s)
 	if (fd < 0)
 		r = -errno;
 	else if (j)
-		r = json_dumpfd(j, fd, JSON_INDENT(1)) < 0 || rename(tmp, path) < 0 ? -errno : 0;
+		r = json_dumpfd(j, fd, JSON_INDENT(1)) < 0 ? -EIO : rename(tmp, path) < 0 ? -errno : 0;
 	if (fd >= 0)
 		close(fd);
 	json_decref(j);
@@ -67,15 +67,16 @@ static int copy_string(const json_t *j, char **out)
 
 static int from_json(json_t *j, struct vm_state *s)
 {
-	json_int_t start, budget, ram, nr_chunks;
+	json_int_t start, budget, ram, nr_chunks, swap_dev, swap_ino;
 	json_t *swap, *images, *log, *blocks;
 	int version, pid, run, paging, sparse, entries, r;
 
 	if (json_unpack(j, "{s:i}", "version", &version) || version != STATE_VERSION)
 		return -EPROTO;
-	if (json_unpack(j, "{s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:o s:o s:o}", "qemu", &pid, "qemu_start", &start, "run", &run,
+	if (json_unpack(j, "{s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:I s:I s:o s:o s:o}", "qemu", &pid, "qemu_start", &start, "run", &run,
 			"paging", &paging, "target_uffd", &s->target_uffd, "target_ring", &s->target_ring, "ring_entries", &entries,
-			"budget", &budget, "ram", &ram, "nr_chunks", &nr_chunks, "swap", &swap, "swap_sparse", &sparse, "images", &images, "log",
+			"budget", &budget, "ram", &ram, "nr_chunks", &nr_chunks, "swap", &swap, "swap_sparse", &sparse, "swap_dev", &swap_dev,
+			"swap_ino", &swap_ino, "images", &images, "log",
 			&log, "blocks", &blocks) ||
 	    json_array_size(blocks) > MAX_BLOCKS)
 		return -EPROTO;
@@ -88,6 +89,8 @@ static int from_json(json_t *j, struct vm_state *s)
 	s->ram = (uint64_t)ram;
 	s->nr_chunks = (uint64_t)nr_chunks;
 	s->swap_sparse = sparse;
+	s->swap_dev = (uint64_t)swap_dev;
+	s->swap_ino = (uint64_t)swap_ino;
 	if ((r = copy_string(swap, &s->swap_path)) || (r = copy_string(images, &s->images)) || (r = copy_string(log, &s->log)))
 		return r;
 	s->nr_blocks = json_array_size(blocks);

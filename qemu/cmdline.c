@@ -17,6 +17,7 @@ static void option_fini(struct cmdline_option *opt)
 {
 	free(opt->value);
 	free(opt->id);
+	free(opt->chardev);
 }
 
 static void cmdline_fini(struct cmdline *c)
@@ -192,22 +193,6 @@ static void add(struct argv *a, const char *fmt, ...)
 	v[a->nr] = NULL;
 }
 
-// A value as it stands in a list: its commas doubled.
-static char *escaped(const char *value)
-{
-	char *text = malloc(2 * strlen(value) + 1), *to = text;
-
-	if (!text)
-		return NULL;
-	for (; *value; value++) {
-		*to++ = *value;
-		if (*value == ',')
-			*to++ = ',';
-	}
-	*to = 0;
-	return text;
-}
-
 // QEMU prefers KVM if its name ends in "kvm" and nothing says what to use.
 static bool named_kvm(const char *qemu)
 {
@@ -228,19 +213,27 @@ static void add_machine(struct argv *a, const struct cmdline *c, const struct qe
 	add(a, CMDLINE_RAM_FMT, CMDLINE_RAM_ARGS(QEMU_CMDLINE_RAM_ID, default_ram));
 }
 
+static void add_option(struct argv *a, const struct cmdline_option *opt)
+{
+	if (opt->drop)
+		return;
+	if (opt->chardev) {
+		add(a, "-chardev");
+		add(a, "%s", opt->chardev);
+	}
+	add(a, "-%s", opt->rule->name);
+	if (opt->chardev)
+		add(a, "chardev:%s", opt->id);
+	else if (opt->value)
+		add(a, "%s", opt->value);
+}
+
 static int assemble(const struct cmdline *c, const struct qemu_cmdline_ram *default_ram, struct argv *a)
 {
-	_cleanup_free_ char *qmp = escaped(c->o->qmp_path);
-
 	add(a, "%s", c->o->qemu);
 	add_machine(a, c, default_ram);
-	for (size_t i = 0; i < c->nr; i++) {
-		if (c->opt[i].drop)
-			continue;
-		add(a, "-%s", c->opt[i].rule->name);
-		if (c->opt[i].value)
-			add(a, "%s", c->opt[i].value);
-	}
+	for (size_t i = 0; i < c->nr; i++)
+		add_option(a, &c->opt[i]);
 	if (!c->has_accel && named_kvm(c->o->recorded[0])) {
 		add(a, "-accel");
 		add(a, "kvm");
@@ -252,13 +245,13 @@ static int assemble(const struct cmdline *c, const struct qemu_cmdline_ram *defa
 		add(a, "none");
 	}
 	add(a, "-chardev");
-	add(a, "socket,id=" QEMU_CMDLINE_QMP_ID ",path=%s,server=on,wait=off", qmp ?: "");
+	add(a, "socket,id=" QEMU_CMDLINE_QMP_ID ",fd=%d,server=on,wait=off", c->o->qmp_fd);
 	add(a, "-mon");
 	add(a, "chardev=" QEMU_CMDLINE_QMP_ID ",mode=control");
 	add(a, "-incoming");
 	add(a, "defer");
 	add(a, "-S");
-	return a->failed || !qmp ? -ENOMEM : 0;
+	return a->failed ? -ENOMEM : 0;
 }
 
 // ---- the whole

@@ -12,6 +12,9 @@
 //	-nographic   becomes -machine graphics=off, which the guest's firmware sees, and -display none. The default serial and parallel
 //	             port are there as before, on QEMU's default back-end: an invisible console
 //	sockets      a listening character device no longer waits for its client before the VM starts
+//	files        what the guest writes to a file goes on at its end: append=on, logappend=on. -serial file:PATH and the like become a
+//	             -chardev of QEMU's own name for it ("serial0") and -serial chardev:serial0. -D and -trace file= go, which QEMU
+//	             would overwrite; its messages come with its other output
 //	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and a QMP monitor
 //
 // Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.
@@ -37,14 +40,15 @@ struct qemu_cmdline_opts {
 	char *const *replace; // options that a person gave to the restore
 	int nr_replace;
 	const char *machine; // full machine type: "pc-i440fx-7.2"
-	const char *qmp_path; // unix socket of our own monitor
+	int qmp_fd; // listening unix socket that the new QEMU inherits: our own monitor
 	const struct qemu_cmdline_ram *ram;
 	size_t nr_ram;
 };
 
 // The new command line: *argv ends with NULL and is freed by qemu_cmdline_free(). Each option in replace takes the place of the
 // recorded ones of its name, of that with the same id (node-name of a -blockdev) if it has one, or else is added. What is
-// replaced may be something that could not be restored. Rebuilding a rebuilt one with the same options gives the same.
+// replaced may be something that could not be restored; the machine's type and guest RAM cannot be replaced. Rebuilding a
+// rebuilt one with the same options gives the same.
 // Logs; -EINVAL (not understood, or not matching the RAM or what may be replaced), -EOPNOTSUPP (cannot be restored), -ENOMEM.
 int qemu_cmdline_rebuild(const struct qemu_cmdline_opts *o, char ***argv);
 void qemu_cmdline_free(char **argv);

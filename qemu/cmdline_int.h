@@ -12,6 +12,7 @@ struct cmdline_option {
 	const struct cmdline_rule *rule;
 	char *value; // NULL if it takes none
 	char *id; // NULL if it has none
+	char *chardev; // instead of the value "chardev:ID", and before it this -chardev; or NULL
 	bool drop; // leave it out
 	bool is_ram; // a memory backend
 	bool ours; // given to the restore, not recorded
@@ -54,3 +55,34 @@ bool cmdline_is_name(const char *s);
 // -object of the memory backend that stands for this RAM.
 #define CMDLINE_RAM_FMT "memory-backend-file,id=%s,size=%llu,mem-path=/proc/self/fd/%d,share=on"
 #define CMDLINE_RAM_ARGS(id, ram) (id), (unsigned long long)(ram)->len, (ram)->fd
+
+// Why this option cannot be had: logs and returns -EINVAL.
+int cmdline_invalid(const struct cmdline_option *opt, const char *why);
+
+// ---- lists "key=value,...", commas within values doubled
+
+struct cmdline_word {
+	const char *s;
+	size_t len, key_len; // key_len == len: a word without "="
+};
+
+// The list's next word; false at its end.
+bool cmdline_next_word(const char **list, struct cmdline_word *w);
+
+// The list's words of these keys, or all others, each with a comma before it.
+void cmdline_put_words(FILE *f, const char *list, const char *const *keys, bool these);
+
+// Whether a key has one of the values that QEMU takes for true.
+bool cmdline_is_on(const char *list, const char *implied, const char *key);
+
+// What was written to f, from open_memstream() on *text, or a copy of s, becomes the option's value. 0 or -ENOMEM; f is closed.
+int cmdline_set_value(struct cmdline_option *opt, FILE *f, char **text);
+int cmdline_set_string(struct cmdline_option *opt, const char *s);
+
+// ---- rules for character devices: -chardev, -mon; -serial and the like, devices of the guest, which must stay; -monitor and the
+// like, nothing of the guest
+
+int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_mon(struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_port(struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_monitor(struct cmdline *c, struct cmdline_option *opt);

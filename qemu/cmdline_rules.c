@@ -12,105 +12,13 @@
 #include "util/log.h"
 #include "util/size.h"
 
-// ---- lists "key=value,...", commas within values doubled; changed word by word, as they are written
-
-struct word {
-	const char *s;
-	size_t len, key_len; // key_len == len: a word without "="
-};
-
-static bool next_word(const char **list, struct word *w)
-{
-	const char *s = *list, *eq;
-
-	if (!*s)
-		return false;
-	w->s = s;
-	while (*s && (*s != ',' || s[1] == ','))
-		s += *s == ',' ? 2 : 1;
-	w->len = (size_t)(s - w->s);
-	eq = memchr(w->s, '=', w->len);
-	w->key_len = eq ? (size_t)(eq - w->s) : w->len;
-	*list = *s ? s + 1 : s;
-	return true;
-}
-
-// "key=...", "key.0=...", "key", "nokey".
-static bool word_is(const struct word *w, const char *key)
-{
-	size_t n = strlen(key);
-
-	if (w->key_len >= n && !memcmp(w->s, key, n) && (w->key_len == n || w->s[n] == '.'))
-		return true;
-	return w->key_len == w->len && w->len == n + 2 && !memcmp(w->s, "no", 2) && !memcmp(w->s + 2, key, n);
-}
-
-static bool word_in(const struct word *w, const char *const *keys)
-{
-	for (; *keys; keys++)
-		if (word_is(w, *keys))
-			return true;
-	return false;
-}
-
-// The list's words of these keys, or all others, each with a comma before it.
-static void put_words(FILE *f, const char *list, const char *const *keys, bool these)
-{
-	struct word w;
-
-	while (next_word(&list, &w))
-		if (w.len && word_in(&w, keys) == these)
-			fprintf(f, ",%.*s", (int)w.len, w.s);
-}
-
-// The list without its first word.
-static const char *rest(const char *list)
-{
-	struct word w;
-
-	next_word(&list, &w);
-	return list;
-}
-
-static bool is_on(const char *list, const char *implied, const char *key)
-{
-	_cleanup_free_ char *v = qemu_opt_get(list, implied, key);
-
-	return v && (!strcmp(v, "on") || !strcmp(v, "yes") || !strcmp(v, "true") || !strcmp(v, "y"));
-}
-
-// f, from open_memstream() on *text, is closed and its text becomes the option's value.
-static int set_value(struct cmdline_option *opt, FILE *f, char **text)
-{
-	bool failed = ferror(f);
-
-	if (fclose(f) || failed) {
-		free(*text);
-		return -ENOMEM;
-	}
-	free(opt->value);
-	opt->value = *text;
-	return 0;
-}
-
-static int set_string(struct cmdline_option *opt, const char *s)
-{
-	char *text = strdup(s);
-
-	if (!text)
-		return -ENOMEM;
-	free(opt->value);
-	opt->value = text;
-	return 0;
-}
-
 static int refuse(const struct cmdline_option *opt, const char *why)
 {
 	log_err("QEMU option -%s%s%s: %s", opt->rule->name, opt->value ? " " : "", opt->value ?: "", why);
 	return -EOPNOTSUPP;
 }
 
-static int invalid(const struct cmdline_option *opt, const char *why)
+int cmdline_invalid(const struct cmdline_option *opt, const char *why)
 {
 	refuse(opt, why);
 	return -EINVAL;
@@ -161,12 +69,12 @@ static int fix_object(struct cmdline *c, struct cmdline_option *opt)
 		return 0;
 	if (!strcmp(type, "memory-backend-epc"))
 		return refuse(opt, "the memory of SGX enclaves cannot be read, so it cannot be restored");
-	if (is_on(opt->value, "qom-type", "readonly") || is_on(opt->value, "qom-type", "rom"))
+	if (cmdline_is_on(opt->value, "qom-type", "readonly") || cmdline_is_on(opt->value, "qom-type", "rom"))
 		return refuse(opt, "read-only memory backends are not supported");
 	if (opt->ours)
-		return invalid(opt, "guest RAM is given by criu-vm (--ram, --swap), it cannot be replaced");
+		return cmdline_invalid(opt, "guest RAM is given by criu-vm (--ram, --swap), it cannot be replaced");
 	if (!opt->id || !cmdline_is_name(opt->id))
-		return invalid(opt, "a memory backend without a good id");
+		return cmdline_invalid(opt, "a memory backend without a good id");
 	opt->is_ram = true;
 	if (!c->o)
 		return 0;
@@ -176,29 +84,36 @@ static int fix_object(struct cmdline *c, struct cmdline_option *opt)
 	}
 	ram = cmdline_ram(c->o, opt->id);
 	if (!ram)
-		return invalid(opt, "the checkpoint has no RAM of this id");
+		return cmdline_invalid(opt, "the checkpoint has no RAM of this id");
 	if (*opt->value == '{')
 		return ram_from_json(opt, ram);
 	f = open_memstream(&text, &len);
 	if (!f)
 		return -ENOMEM;
 	fprintf(f, CMDLINE_RAM_FMT, CMDLINE_RAM_ARGS(opt->id, ram));
-	put_words(f, opt->value, kept_of_backend, true);
-	return set_value(opt, f, &text);
+	cmdline_put_words(f, opt->value, kept_of_backend, true);
+	return cmdline_set_value(opt, f, &text);
 }
 
 static int fix_machine(struct cmdline *c, struct cmdline_option *opt)
 {
 	static const char *const not_kept[] = { "type", "memory-backend", NULL };
+	_cleanup_free_ char *type = qemu_opt_get(opt->value, "type", "type");
 	const char *list = opt->value;
-	struct word first = { 0 };
+	struct cmdline_word first = { 0 };
 
 	if (*list == '{')
-		return invalid(opt, "JSON is not understood here, use key=value");
-	next_word(&list, &first);
+		return cmdline_invalid(opt, "JSON is not understood here, use key=value");
+	if (opt->ours && qemu_opt_has(list, "type", "memory-backend"))
+		return cmdline_invalid(opt, "guest RAM is given by criu-vm (--ram, --swap), leave memory-backend out");
+	if (opt->ours && type && strcmp(type, c->o->machine)) {
+		log_err("the VM is a machine of the type %s and stays one; leave '%s' out: -machine key=value,...", c->o->machine, type);
+		return -EINVAL;
+	}
+	cmdline_next_word(&list, &first);
 	if (first.key_len != first.len) // else it is the type
 		list = opt->value;
-	put_words(c->machine, list, not_kept, false);
+	cmdline_put_words(c->machine, list, not_kept, false);
 	c->has_accel |= qemu_opt_has(opt->value, "type", "accel");
 	opt->drop = true;
 	return 0;
@@ -227,8 +142,8 @@ static int without(struct cmdline_option *opt, const char *const *keys)
 
 	if (!f)
 		return -ENOMEM;
-	put_words(f, opt->value, keys, false);
-	err = set_value(opt, f, &text);
+	cmdline_put_words(f, opt->value, keys, false);
+	err = cmdline_set_value(opt, f, &text);
 	if (err)
 		return err;
 	opt->drop = !*opt->value;
@@ -249,106 +164,7 @@ static int fix_run_with(struct cmdline *c, struct cmdline_option *opt)
 	return without(opt, (const char *const[]){ "exit-with-parent", NULL });
 }
 
-// ---- the host's side of character devices, display
-
-// A listening socket that is not told otherwise keeps QEMU from starting until somebody connects.
-static int dont_wait(struct cmdline_option *opt)
-{
-	static const char *const wait[] = { "wait", NULL };
-	_cleanup_free_ char *now = qemu_opt_get(opt->value, "backend", "wait");
-	char *text = NULL;
-	size_t len;
-	struct word first;
-	const char *list = opt->value;
-	FILE *f;
-
-	if (!is_on(opt->value, "backend", "server") || (now && !strcmp(now, "off")))
-		return 0;
-	f = open_memstream(&text, &len);
-	if (!f)
-		return -ENOMEM;
-	next_word(&list, &first);
-	fprintf(f, "%.*s", (int)first.len, first.s);
-	put_words(f, list, wait, false);
-	fputs(",wait=off", f);
-	return set_value(opt, f, &text);
-}
-
-static void no_terminal(const struct cmdline_option *opt)
-{
-	log_info("QEMU option -%s %s: the restored VM has no terminal, what is written there is lost", opt->rule->name, opt->value);
-}
-
-static int fix_chardev(struct cmdline *c, struct cmdline_option *opt)
-{
-	static const char *const of_stdio[] = { "backend", "signal", NULL };
-	_cleanup_free_ char *backend = qemu_opt_get(opt->value, "backend", "backend");
-	char *text = NULL;
-	size_t len;
-	FILE *f;
-
-	(void)c;
-	if (*opt->value == '{')
-		return invalid(opt, "JSON is not understood here, use key=value");
-	if (opt->id && !strcmp(opt->id, QEMU_CMDLINE_QMP_ID)) {
-		opt->drop = true;
-		return 0;
-	}
-	if (backend && !strcmp(backend, "socket"))
-		return dont_wait(opt);
-	if (!backend || strcmp(backend, "stdio"))
-		return 0;
-	f = open_memstream(&text, &len);
-	if (!f)
-		return -ENOMEM;
-	no_terminal(opt);
-	fputs("null", f);
-	put_words(f, strncmp(opt->value, "stdio", 5) ? opt->value : rest(opt->value), of_stdio, false);
-	return set_value(opt, f, &text);
-}
-
-static bool on_terminal(const char *dev)
-{
-	return !strcmp(dev, "stdio") || !strcmp(dev, "mon:stdio");
-}
-
-static int fix_listening(struct cmdline_option *opt)
-{
-	static const char *const socket[] = { "unix:", "tcp:", "telnet:", "tn3270:", "websocket:" };
-	const char *dev = opt->value;
-
-	if (!strncmp(dev, "mon:", 4))
-		dev += 4;
-	for (size_t i = 0; i < ARRAY_SIZE(socket); i++)
-		if (!strncmp(dev, socket[i], strlen(socket[i])))
-			return dont_wait(opt);
-	return 0;
-}
-
-// -serial and the like: a device of the guest, which must stay.
-static int fix_port(struct cmdline *c, struct cmdline_option *opt)
-{
-	(void)c;
-	if (!on_terminal(opt->value))
-		return fix_listening(opt);
-	no_terminal(opt);
-	return set_string(opt, "null");
-}
-
-// -monitor and the like: nothing of the guest.
-static int fix_monitor(struct cmdline *c, struct cmdline_option *opt)
-{
-	(void)c;
-	opt->drop = on_terminal(opt->value);
-	return opt->drop ? 0 : fix_listening(opt);
-}
-
-static int fix_mon(struct cmdline *c, struct cmdline_option *opt)
-{
-	(void)c;
-	opt->drop = qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_QMP_ID);
-	return 0;
-}
+// ---- display and logs
 
 static int fix_display(struct cmdline *c, struct cmdline_option *opt)
 {
@@ -358,8 +174,24 @@ static int fix_display(struct cmdline *c, struct cmdline_option *opt)
 	c->has_display = true;
 	for (size_t i = 0; type && i < ARRAY_SIZE(local); i++)
 		if (!strcmp(type, local[i]))
-			return set_string(opt, "none");
+			return cmdline_set_string(opt, "none");
 	return 0;
+}
+
+// QEMU begins these files anew. Without them, its messages go where all its output goes.
+static int fix_logfile(struct cmdline *c, struct cmdline_option *opt)
+{
+	(void)c;
+	opt->drop = !opt->ours && !strchr(opt->value, '%'); // a name with the pid in it is a new one
+	if (opt->drop)
+		log_info("QEMU option -D %s: left out, since QEMU would overwrite that file; its log goes to criu-vm's of the VM", opt->value);
+	return 0;
+}
+
+static int fix_trace(struct cmdline *c, struct cmdline_option *opt)
+{
+	(void)c;
+	return opt->ours ? 0 : without(opt, (const char *const[]){ "file", NULL });
 }
 
 // ---- disks
@@ -367,7 +199,7 @@ static int fix_display(struct cmdline *c, struct cmdline_option *opt)
 static int fix_drive(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
-	if (is_on(opt->value, NULL, "snapshot"))
+	if (cmdline_is_on(opt->value, NULL, "snapshot"))
 		return refuse(opt, "what the VM wrote is in a temporary file that is deleted already; it cannot be restored");
 	return 0;
 }
@@ -426,17 +258,17 @@ static int refuse_fds(const struct cmdline_option *opt)
 	const char *list = opt->value;
 	bool found = path_is_fd(list);
 	json_error_t why;
-	struct word w;
+	struct cmdline_word w;
 
 	if (opt->rule->opts && *list == '{') {
 		json_t *v = json_loads(list, 0, &why);
 
 		if (!v)
-			return invalid(opt, why.text);
+			return cmdline_invalid(opt, why.text);
 		found = json_uses_fd(v);
 		json_decref(v);
 	} else if (opt->rule->opts) {
-		while (next_word(&list, &w))
+		while (cmdline_next_word(&list, &w))
 			if (w.key_len < w.len)
 				found |= key_is_fd(w.s, w.key_len, w.s + w.key_len + 1, w.len - w.key_len - 1);
 	}
@@ -462,24 +294,26 @@ static const struct cmdline_rule rules[] = {
 	REFUSE("add-fd", "the descriptors that QEMU was given cannot be given again; use file names"),
 	KEEP("append"), KEEP_FLAG("async-teardown"), OPTS("audio"), OPTS("audiodev"), KEEP("bios"), OPTS("blockdev"),
 	KEEP("boot"), KEEP("cdrom"),
-	FIX_OPTS("chardev", fix_chardev),
-	KEEP("chroot"), KEEP("compat"), KEEP("cpu"), KEEP("D"), KEEP("d"), DROP_FLAG("daemonize"),
-	FIX("debugcon", fix_port),
+	FIX_OPTS("chardev", cmdline_fix_chardev),
+	KEEP("chroot"), KEEP("compat"), KEEP("cpu"),
+	FIX("D", fix_logfile),
+	KEEP("d"), DROP_FLAG("daemonize"),
+	FIX("debugcon", cmdline_fix_port),
 	OPTS("device"), KEEP("dfilter"),
 	FIX("display", fix_display),
 	FIX_OPTS("drive", fix_drive),
 	KEEP("dtb"), KEEP("echr"),
 	FIX_FLAG("enable-kvm", fix_accel),
 	KEEP_FLAG("enable-sync-profile"), KEEP("fda"), KEEP("fdb"), OPTS("fsdev"), DROP_FLAG("full-screen"), KEEP("fw_cfg"),
-	FIX("gdb", fix_monitor),
+	FIX("gdb", cmdline_fix_monitor),
 	KEEP("global"), KEEP("hda"), KEEP("hdb"), KEEP("hdc"), KEEP("hdd"),
 	FIX("icount", fix_icount),
 	DROP("incoming"), KEEP("initrd"), OPTS("iscsi"), KEEP_FLAG("jitdump"), KEEP("k"), KEEP("kernel"), KEEP("L"),
 	DROP("loadvm"), KEEP("m"),
 	FIX("machine", fix_machine),
 	DROP("mem-path"), DROP_FLAG("mem-prealloc"),
-	FIX_OPTS("mon", fix_mon),
-	FIX("monitor", fix_monitor),
+	FIX_OPTS("mon", cmdline_fix_mon),
+	FIX("monitor", cmdline_fix_monitor),
 	KEEP("msg"), KEEP("mtdblock"), KEEP("name"), OPTS("net"), OPTS("netdev"), OPTS("nic"), KEEP_FLAG("no-acpi"),
 	KEEP_FLAG("no-fd-bootchk"),
 	KEEP_FLAG("no-hpet"), KEEP_FLAG("no-reboot"), KEEP_FLAG("no-shutdown"), KEEP_FLAG("no-user-config"),
@@ -489,22 +323,24 @@ static const struct cmdline_rule rules[] = {
 	FIX_OPTS("object", fix_object),
 	KEEP_FLAG("one-insn-per-tb"), KEEP_FLAG("only-migratable"), KEEP("option-rom"),
 	FIX("overcommit", fix_overcommit),
-	FIX("parallel", fix_port),
+	FIX("parallel", cmdline_fix_port),
 	KEEP_FLAG("perfmap"), KEEP("pflash"), DROP("pidfile"),
 	REFUSE("plugin", "the state of TCG plugins cannot be saved"),
 	KEEP_FLAG("portrait"),
 	REFUSE_FLAG("preconfig", "what was set up by QMP before the machine existed cannot be set up again"),
-	FIX("qmp", fix_monitor),
-	FIX("qmp-pretty", fix_monitor),
+	FIX("qmp", cmdline_fix_monitor),
+	FIX("qmp-pretty", cmdline_fix_monitor),
 	REFUSE("qtest", "a VM that is driven by qtest cannot be restored"),
 	REFUSE("readconfig", "only options on the command line itself can be rebuilt; write the file's contents as such"),
 	KEEP("rotate"), KEEP("rtc"), KEEP("runas"),
 	FIX("run-with", fix_run_with),
 	DROP_FLAG("S"), KEEP_FLAG("s"), KEEP("sandbox"), KEEP("sd"), KEEP("seed"),
-	FIX("serial", fix_port),
+	FIX("serial", cmdline_fix_port),
 	KEEP("set"), KEEP_FLAG("singlestep"), KEEP("smbios"), KEEP("smp"),
 	REFUSE_FLAG("snapshot", "what the VM wrote is in a temporary file that is deleted already; it cannot be restored"),
-	KEEP("spice"), OPTS("tpmdev"), KEEP("trace"), KEEP_FLAG("usb"), KEEP("usbdevice"), KEEP("uuid"), KEEP("vga"),
+	KEEP("spice"), OPTS("tpmdev"),
+	FIX("trace", fix_trace),
+	KEEP_FLAG("usb"), KEEP("usbdevice"), KEEP("uuid"), KEEP("vga"),
 	OPTS("virtfs"), OPTS("vnc"),
 	KEEP("watchdog-action"), KEEP_FLAG("win2k-hack"),
 	REFUSE_FLAG("xen-attach", "VMs under Xen are not supported"),
@@ -532,7 +368,7 @@ int cmdline_apply(struct cmdline *c, struct cmdline_option *opt)
 		return refuse(opt, rule->refuse);
 	opt->drop = rule->drop;
 	if (opt->drop)
-		return opt->ours ? invalid(opt, "criu-vm itself sets this, leave it out") : 0;
+		return opt->ours ? cmdline_invalid(opt, "criu-vm itself sets this, leave it out") : 0;
 	err = rule->fix ? rule->fix(c, opt) : 0;
 	if (err || opt->drop || opt->is_ram || !opt->value || !strcmp(rule->name, "append"))
 		return err;

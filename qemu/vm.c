@@ -21,6 +21,7 @@
 #define GREETING_MS 3000
 #define ANSWER_MS 10000
 #define CMDLINE_MAX (4 * MiB)
+#define UNIX_TABLE_MAX (64 * MiB)
 
 static int proc_errno(pid_t pid, int err)
 {
@@ -69,22 +70,22 @@ static int read_argv(struct qemu_vm *vm)
 	return 0;
 }
 
-static int read_ids(struct qemu_vm *vm)
+int qemu_process_ids(pid_t pid, uid_t *uid, gid_t *gid)
 {
 	_cleanup_free_ char *text = NULL;
-	const char *uid, *gid;
+	const char *uids, *gids;
 	char path[64];
 	size_t len;
 	int ret;
 
-	snprintf(path, sizeof path, "/proc/%d/status", vm->pid);
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
 	ret = io_read_file(path, MiB, &text, &len);
 	if (ret)
-		return proc_errno(vm->pid, -ret);
-	uid = strstr(text, "\nUid:");
-	gid = strstr(text, "\nGid:");
-	if (!uid || !gid || sscanf(uid, " Uid: %*u %u", &vm->uid) != 1 || sscanf(gid, " Gid: %*u %u", &vm->gid) != 1)
-		return proc_errno(vm->pid, EPROTO);
+		return proc_errno(pid, -ret);
+	uids = strstr(text, "\nUid:");
+	gids = strstr(text, "\nGid:");
+	if (!uids || !gids || sscanf(uids, " Uid: %*u %u", uid) != 1 || sscanf(gids, " Gid: %*u %u", gid) != 1)
+		return proc_errno(pid, EPROTO);
 	return 0;
 }
 
@@ -104,7 +105,7 @@ static int read_process(struct qemu_vm *vm)
 	if (!ret)
 		ret = read_argv(vm);
 	if (!ret)
-		ret = read_ids(vm);
+		ret = qemu_process_ids(vm->pid, &vm->uid, &vm->gid);
 	if (ret)
 		return ret;
 	end = vm->exe + strlen(vm->exe) - strlen(deleted);
@@ -139,75 +140,123 @@ int qemu_vm_path(const struct qemu_vm *vm, const char *path, char *out, size_t s
 // ---- the QMP socket of a process
 
 // "unix:PATH,server=on,..." as -qmp has it.
-static char *legacy_socket(const char *value)
+static bool legacy_socket(const char *value, struct qmp_listener *l)
 {
-	_cleanup_free_ char *server = NULL;
-
-	if (!value || strncmp(value, "unix:", 5))
-		return NULL;
-	server = qemu_opt_get(value + 5, "path", "server");
-	return server && !strcmp(server, "on") ? qemu_opt_get(value + 5, "path", "path") : NULL;
+	if (!value || strncmp(value, "unix:", 5) || !qemu_opt_is(value + 5, "path", "server", "on"))
+		return false;
+	l->path = qemu_opt_get(value + 5, "path", "path");
+	return l->path;
 }
 
-static char *chardev_socket(char *const *argv, int argc, const char *id)
+static bool chardev_socket(char *const *argv, int argc, const char *id, struct qmp_listener *l)
 {
+	_cleanup_free_ char *fd = NULL;
 	struct qemu_arg a;
 
-	for (int i = 1; id && qemu_arg_next(argv, argc, &i, &a);)
-		if (!strcmp(a.name, "chardev") && qemu_opt_is(a.value, "backend", "id", id) &&
-			qemu_opt_is(a.value, "backend", "backend", "socket") && qemu_opt_is(a.value, "backend", "server", "on") &&
-			!qemu_opt_is(a.value, "backend", "abstract", "on"))
-			return qemu_opt_get(a.value, "backend", "path");
-	return NULL;
+	for (int i = 1; id && qemu_arg_next(argv, argc, &i, &a);) {
+		if (strcmp(a.name, "chardev") || !qemu_opt_is(a.value, "backend", "id", id))
+			continue;
+		if (!qemu_opt_is(a.value, "backend", "backend", "socket") || !qemu_opt_is(a.value, "backend", "server", "on") ||
+		    qemu_opt_is(a.value, "backend", "abstract", "on"))
+			return false;
+		l->path = qemu_opt_get(a.value, "backend", "path");
+		fd = qemu_opt_get(a.value, "backend", "fd");
+		return l->path || (fd && sscanf(fd, "%d", &l->fd) == 1);
+	}
+	return false;
 }
 
-static char *socket_of(char *const *argv, int argc, const struct qemu_arg *a)
+static bool listener_of(char *const *argv, int argc, const struct qemu_arg *a, struct qmp_listener *l)
 {
 	_cleanup_free_ char *id = NULL;
 
+	*l = (struct qmp_listener){ .fd = -1 };
 	if (!a->value)
-		return NULL;
+		return false;
 	if (!strcmp(a->name, "qmp") || !strcmp(a->name, "qmp-pretty"))
-		return strncmp(a->value, "chardev:", 8) ? legacy_socket(a->value) : chardev_socket(argv, argc, a->value + 8);
+		return strncmp(a->value, "chardev:", 8) ? legacy_socket(a->value, l) : chardev_socket(argv, argc, a->value + 8, l);
 	if (strcmp(a->name, "mon") || !qemu_opt_is(a->value, "chardev", "mode", "control"))
-		return NULL;
+		return false;
 	id = qemu_opt_get(a->value, "chardev", "chardev");
-	return chardev_socket(argv, argc, id);
+	return chardev_socket(argv, argc, id, l);
 }
 
-char *qemu_argv_qmp_path(char *const *argv, int argc, size_t nth)
+bool qemu_argv_qmp(char *const *argv, int argc, size_t nth, struct qmp_listener *l)
 {
 	struct qemu_arg a;
 
 	for (int i = 1; qemu_arg_next(argv, argc, &i, &a);) {
-		char *path = socket_of(argv, argc, &a);
+		if (!listener_of(argv, argc, &a, l))
+			continue;
+		if (!nth--)
+			return true;
+		free(l->path);
+	}
+	return false;
+}
 
-		if (path && !nth--)
-			return path;
-		free(path);
+char *qemu_unix_path(const char *table, unsigned long ino)
+{
+	for (const char *line = strchr(table, '\n'); line; line = strchr(line + 1, '\n')) {
+		unsigned long this;
+		int path = 0;
+
+		if (sscanf(line, " %*[^:]: %*x %*x %*x %*x %*x %lu %n", &this, &path) == 1 && this == ino && path && line[path] == '/')
+			return strndup(line + path, strcspn(line + path, "\n"));
 	}
 	return NULL;
+}
+
+// The name that a listening socket among QEMU's descriptors was given.
+static char *path_of_fd(const struct qemu_vm *vm, int fd)
+{
+	_cleanup_free_ char *table = NULL;
+	char link[64], name[64];
+	unsigned long ino;
+	size_t len;
+	ssize_t n;
+
+	snprintf(link, sizeof link, "/proc/%d/fd/%d", vm->pid, fd);
+	n = readlink(link, name, sizeof name - 1);
+	name[n > 0 ? n : 0] = 0;
+	snprintf(link, sizeof link, "/proc/%d/net/unix", vm->pid);
+	if (sscanf(name, "socket:[%lu]", &ino) != 1 || io_read_file(link, UNIX_TABLE_MAX, &table, &len))
+		return NULL;
+	return qemu_unix_path(table, ino);
+}
+
+// The path, from here, of the nth socket that can be found; false if there are not so many.
+static bool find_socket(const struct qemu_vm *vm, size_t nth, char *reach, size_t size)
+{
+	struct qmp_listener l;
+
+	for (size_t i = 0; qemu_argv_qmp(vm->argv, vm->argc, i, &l); i++) {
+		_cleanup_free_ char *path = l.path ?: path_of_fd(vm, l.fd);
+
+		if (path && !qemu_vm_path(vm, path, reach, size) && !nth--)
+			return true;
+	}
+	return false;
 }
 
 // Any of its sockets will do; only the last one's failure is told.
 static int connect_of_process(struct qemu_vm *vm)
 {
-	_cleanup_free_ char *path = qemu_argv_qmp_path(vm->argv, vm->argc, 0);
-	char reach[PATH_MAX];
+	char reach[PATH_MAX], next[PATH_MAX];
+	bool last = !find_socket(vm, 0, next, sizeof next);
+	int ret;
 
-	if (!path) {
+	if (last) {
 		log_err("process %d: this QEMU has no QMP socket that can be found from its command line; start it with "
 			"-qmp unix:PATH,server=on,wait=off, or name its socket instead", vm->pid);
 		return -ENXIO;
 	}
-	for (size_t nth = 1;; nth++) {
-		char *next = qemu_argv_qmp_path(vm->argv, vm->argc, nth);
-		int ret = qemu_vm_path(vm, path, reach, sizeof reach);
-
-		if (!ret)
-			ret = (next ? qmp_open_quiet : qmp_open)(reach, GREETING_MS, &vm->qmp);
+	for (size_t nth = 1; !last; nth++) {
+		memcpy(reach, next, sizeof reach);
+		last = !find_socket(vm, nth, next, sizeof next);
+		ret = (last ? qmp_open : qmp_open_quiet)(reach, GREETING_MS, &vm->qmp);
 		if (!ret && qmp_peer_pid(vm->qmp) != vm->pid) {
-			if (!next)
+			if (last)
 				log_err("process %d: its QMP socket %s is served by process %d now; name a socket of its own instead",
 					vm->pid, reach, qmp_peer_pid(vm->qmp));
 			qmp_close(vm->qmp);
@@ -215,15 +264,11 @@ static int connect_of_process(struct qemu_vm *vm)
 			ret = -ESTALE;
 		}
 		if (!ret) {
-			free(next);
 			vm->qmp_path = strdup(reach);
 			return vm->qmp_path ? 0 : -ENOMEM;
 		}
-		if (!next)
-			return ret;
-		free(path);
-		path = next;
 	}
+	return ret;
 }
 
 static int connect_by_path(struct qemu_vm *vm, const char *path)

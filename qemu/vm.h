@@ -30,5 +30,9 @@ struct qemu_vm {
 // the option to add), and those of qmp_open().
 int qemu_vm_open(const char *spec, struct qemu_vm **vm);
 
+// The ids that a process acts with, which those of /proc/PID are not always: a process that dropped its privileges has it owned
+// by root. Logs and returns -ESRCH, or what reading /proc gave.
+int qemu_process_ids(pid_t pid, uid_t *uid, gid_t *gid);
+
 // Accepts NULL and half-built.
 void qemu_vm_close(struct qemu_vm *vm);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 
 struct qemu_vm;
@@ -7,5 +8,14 @@ struct qemu_vm;
 // Where a path of QEMU's (relative to its folder, in its mount namespace) is reached from here. 0 or -ENAMETOOLONG.
 int qemu_vm_path(const struct qemu_vm *vm, const char *path, char *out, size_t size);
 
-// Path of the nth unix socket on which a command line has QEMU serve QMP, from 0. The caller's (free()), NULL if there is none.
-char *qemu_argv_qmp_path(char *const *argv, int argc, size_t nth);
+// Where a QEMU serves QMP: the path of a unix socket, or, that being NULL, the descriptor of one that it was started with.
+struct qmp_listener {
+	char *path;
+	int fd;
+};
+
+// The nth of a command line, from 0; path is the caller's (free()). false if there is none.
+bool qemu_argv_qmp(char *const *argv, int argc, size_t nth, struct qmp_listener *l);
+
+// The absolute path of the socket of this inode in a /proc/net/unix. The caller's (free()); NULL if it has none.
+char *qemu_unix_path(const char *table, unsigned long ino);
