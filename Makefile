@@ -83,7 +83,7 @@ deps: ## install the Debian packages that building and testing need, or say whic
 
 demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
 	$(Q)$(MAKE) all guests
-	$(Q)python3 -B tests/demo.py
+	$(Q)python3 -B tests/demo.py --build $(B)
 
 check: deps ## build and run the tests
 	$(Q)$(MAKE) all unit platform guests

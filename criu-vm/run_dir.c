@@ -16,6 +16,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "pvmem/swap.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 
@@ -178,7 +179,7 @@ static int delete_swap(const struct vm_state *s)
 
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_dev != s->swap_dev || st.st_ino != s->swap_ino)
 		return -1;
-	unlink(s->swap_path);
+	pv_swap_delete(fd, s->swap_path, (uint64_t)st.st_size);
 	return steal_fd(&fd);
 }
 

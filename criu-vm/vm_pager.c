@@ -43,7 +43,7 @@ struct vm_pager {
 	struct loop_op launch_op, qmp_op, opened_op;
 	int opened[2];   // a byte when the monitor thread is done
 	bool started;    // the VM is its own
-	bool guest_runs;
+	bool guest_runs, draining;
 	char *ended_by;  // why QEMU said it would end
 };
 
@@ -95,6 +95,7 @@ static void reply_received(struct vm_pager *v, const struct qmp_msg *m)
 	case REQUEST_DRAIN:
 		if (!m->ok)
 			log_err("QEMU does not drain: %s", m->text);
+		v->draining = false;
 		lp_pager_drained(v->lp, m->ok ? 0 : -EIO);
 		break;
 	case REQUEST_CONT:
@@ -127,6 +128,21 @@ static void event_received(struct vm_pager *v, const struct qmp_msg *m)
 	log_info("QEMU: %s%s%s", m->text, reason ? ", " : "", reason ? reason : "");
 }
 
+static int start_monitor(struct vm_pager *v);
+
+// QEMU is ending, and the pidfd will say so; if it is not, the monitor is opened again.
+static void monitor_lost(struct vm_pager *v, int err)
+{
+	log_info("QEMU has closed its monitor (%s)", strerror(-err));
+	qmp_close(v->qmp);
+	v->qmp = NULL;
+	if (v->draining)
+		lp_pager_drained(v->lp, -EPIPE);
+	v->draining = false;
+	if (vm_state_qemu_alive(&v->state, NULL) && start_monitor(v))
+		log_err("cannot open QEMU's monitor again; nothing can be paged out any more");
+}
+
 static void qmp_readable(struct loop_op *op, int res)
 {
 	struct vm_pager *v = list_entry(op, struct vm_pager, qmp_op);
@@ -143,14 +159,15 @@ static void qmp_readable(struct loop_op *op, int res)
 	if (r == -EAGAIN)
 		loop_poll_in(lp_pager_loop(v->lp), op, qmp_fd(v->qmp));
 	else
-		log_info("QEMU has closed its monitor"); // it is ending; the pidfd will say so
+		monitor_lost(v, r);
 }
 
 static void drain(void *ctx)
 {
 	struct vm_pager *v = ctx;
 
-	if (!v->qmp || qmp_send(v->qmp, "transaction", json_pack("{s:[]}", "actions"), REQUEST_DRAIN))
+	v->draining = v->qmp && !qmp_send(v->qmp, "transaction", json_pack("{s:[]}", "actions"), REQUEST_DRAIN);
+	if (!v->draining)
 		lp_pager_drained(v->lp, -EPIPE);
 }
 
@@ -162,14 +179,21 @@ static void monitor_opened(struct loop_op *op, int res)
 	(void)res;
 	if (io_read_full(v->opened[0], &m, sizeof m))
 		return;
+	for (unsigned i = 0; i < 2; i++)
+		close(v->opened[i]);
+	v->opened[0] = v->opened[1] = -1;
 	v->qmp = m->qmp;
-	if (m->err || lp_pager_set_vcpus(v->lp, m->vcpus, m->nr_vcpus)) {
+	if (v->started && m->err) {
+		log_err("QEMU's monitor does not answer; nothing can be paged out any more");
+	} else if (m->err || lp_pager_set_vcpus(v->lp, m->vcpus, m->nr_vcpus)) {
 		cannot_start(v, "its monitor does not answer");
 	} else {
 		v->qmp_op.done = qmp_readable;
 		loop_poll_in(lp_pager_loop(v->lp), &v->qmp_op, qmp_fd(v->qmp));
 		lp_pager_release(v->lp);
-		if (!v->state.run)
+		if (v->started)
+			log_info("QEMU's monitor is open again");
+		else if (!v->state.run)
 			say_running(v);
 		else if (qmp_send(v->qmp, "cont", NULL, REQUEST_CONT))
 			cannot_start(v, "its monitor is closed");
@@ -274,6 +298,9 @@ static int map_blocks(struct vm_pager *v)
 		// A page-in must not allocate more than the page that it is for.
 		madvise(b->map, b->len, MADV_NOHUGEPAGE);
 		madvise(b->map, b->len, MADV_DONTDUMP);
+		// Resident guest pages stay out of the host's swap. (Not with the other way of zapping, which needs that swap off.)
+		if (v->plant.ring_fd >= 0 && mlock2(b->map, b->len, MLOCK_ONFAULT) < 0)
+			log_warn("cannot lock guest RAM in memory: %s; with swap on, the host may page it a second time", strerror(errno));
 	}
 	return 0;
 }
@@ -313,12 +340,10 @@ static int attach(struct vm_pager *v)
 	o = (struct lp_opts){ .qemu = v->state.qemu, .qemu_pidfd = v->qemu_pidfd, .control_fd = v->control_fd, .ctx = v, .drain = drain,
 			      .describe = describe };
 	if (v->state.paging) {
-		if ((r = run_dir_map_pages(v->rd, v->state.nr_chunks, false, &v->pages)) || (r = map_blocks(v)) || (r = open_swap(v)))
+		r = mm_plant_fetch(v->state.qemu, v->state.target_uffd, v->state.target_ring, v->state.ring_entries, &v->plant);
+		if (r || (r = run_dir_map_pages(v->rd, v->state.nr_chunks, false, &v->pages)) || (r = map_blocks(v)) || (r = open_swap(v)))
 			return r;
 		if (v->state.images && (r = img_dir_open(v->state.images, &v->images)))
-			return r;
-		r = mm_plant_fetch(v->state.qemu, v->state.target_uffd, v->state.target_ring, v->state.ring_entries, &v->plant);
-		if (r)
 			return r;
 		o.plant = &v->plant;
 		o.blocks = v->blocks;

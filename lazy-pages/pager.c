@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -39,12 +40,16 @@ struct lp_pager {
 	uint64_t begun_ns;
 };
 
+// Whose fault is it: a vCPU's, be it by a kernel thread that brings its page asynchronously, or another thread's of QEMU?
 static bool is_vcpu(const struct lp_pager *p, pid_t tid)
 {
+	char path[48];
+
 	for (size_t i = 0; i < p->nr_vcpus; i++)
 		if (p->vcpus[i] == tid)
 			return true;
-	return false;
+	snprintf(path, sizeof path, "/proc/%d/task/%d", p->o.qemu, tid);
+	return access(path, F_OK) < 0;
 }
 
 static void removed(struct lp_pager *p, uint64_t start, uint64_t end)
@@ -86,11 +91,20 @@ static void uffd_readable(struct loop_op *op, int res)
 
 	do {
 		n = read(p->o.plant->uffd, m, sizeof m);
+		// What was removed first: the read has let QEMU go on with it, and a fault's neighbours may be among it.
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
-			uffd_event(p, &m[i]);
+			if (m[i].event != UFFD_EVENT_PAGEFAULT)
+				uffd_event(p, &m[i]);
+		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
+			if (m[i].event == UFFD_EVENT_PAGEFAULT)
+				uffd_event(p, &m[i]);
 	} while (n == sizeof m);
-	if (res >= 0 && !(res & POLLERR))
+	if (res < 0) {
+		log_err("cannot wait for faults: %s", strerror(-res));
+		lp_pager_stop(p, res);
+	} else if (!(res & POLLERR)) { // that is said when QEMU has ended
 		loop_poll_in(&p->loop, op, p->o.plant->uffd);
+	}
 }
 
 static void qemu_ended(struct loop_op *op, int res)

@@ -227,6 +227,10 @@ int mm_zap_queue(struct mm_zapper *z, uint64_t hva, uint64_t len, uint64_t tag)
 	ret = check(z, hva, len);
 	if (ret)
 		return ret;
+	if (hva < z->checked.start || hva + len > z->checked.end) {
+		log_err("process %d: 0x%llx-0x%llx lies in several mappings", z->pid, (unsigned long long)hva, (unsigned long long)(hva + len));
+		return -EPERM;
+	}
 	i = z->idle[z->nr_idle - 1];
 	if (z->method == MM_ZAP_RING) {
 		sqe = io_uring_get_sqe(&z->ring);

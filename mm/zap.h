@@ -33,8 +33,9 @@ void mm_zapper_free(struct mm_zapper *z);
 int mm_zap_fd(const struct mm_zapper *z);
 
 // Adds to the next batch. hva, len: bytes, page-aligned, in the target. tag comes back from mm_zap_reap().
+// The range is in one mapping, so that there is one REMOVE event of just this range.
 // -EBUSY: as many as the ring has entries are queued or under way, reap first; -EPERM (logged): not, or not any more, inside a
-// region; -EINVAL alignment; -ESRCH.
+// region, or in several mappings; -EINVAL alignment; -ESRCH.
 int mm_zap_queue(struct mm_zapper *z, uint64_t hva, uint64_t len, uint64_t tag);
 
 // Starts all that is queued, waking the ring's thread at most once. MM_ZAP_PAGEOUT works here, all others return at once.

@@ -60,6 +60,7 @@ struct pv_chunk {
 	bool zap_event : 1;          // our own zap's REMOVE event has yet to come
 	bool placed : 1;             // its pages are valid since before QEMU ran: none is mapped
 	bool rescue : 1;             // touched while being zapped
+	bool write_failed : 1;       // of the write-outs in flight, one
 	bool swap_used : 1;          // something was written to its part of the swap image
 };
 

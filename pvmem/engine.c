@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "pvmem/engine_int.h"
 #include "util/log.h"
@@ -18,6 +17,7 @@ struct remap {
 	struct list link;
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS];
+	bool slow; // it failed: not before the next tick
 };
 
 static uint64_t target_of(uint64_t budget)
@@ -128,6 +128,7 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	list_init(&e->zapping);
 	list_init(&e->zapped);
 	list_init(&e->draining);
+	list_init(&e->drained);
 	list_init(&e->writing);
 	list_init(&e->standby);
 	list_init(&e->remap);
@@ -190,11 +191,13 @@ void pv_engine_free(struct pv_engine *e)
 	free(e);
 }
 
-static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr)
+static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr, bool slow)
 {
 	struct remap *m = pv_alloc(sizeof *m);
 
 	m->chunk = chunk;
+	m->slow = slow;
+	e->nr_fast_remaps += !slow;
 	bitmap_set_range(m->pages, first, nr);
 	list_append(&e->remap, &m->link);
 }
@@ -211,13 +214,25 @@ static void page_vanished(struct pv_engine *e, uint64_t chunk, unsigned page)
 	e->stats.discarded++;
 }
 
-static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr)
+static bool remap_pending(const struct pv_engine *e, uint64_t chunk, unsigned page)
+{
+	for (const struct list *node = e->remap.next; node != &e->remap; node = node->next) {
+		const struct remap *m = list_entry(node, struct remap, link);
+
+		if (m->chunk == chunk && bitmap_test(m->pages, page))
+			return true;
+	}
+	return false;
+}
+
+// clean: what QEMU writes from now on will be seen by the next harvest; else all counts as written.
+static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr, bool clean)
 {
 	uint64_t hva = pv_chunk_hva(e, chunk);
 
 	while (nr) {
 		uint64_t done = 0, at = hva + first * PAGE_SIZE;
-		int r = mm_uffd_continue(e->o.uffd, at, nr * PAGE_SIZE, true, true, &done);
+		int r = mm_uffd_continue(e->o.uffd, at, nr * PAGE_SIZE, clean, true, &done);
 		unsigned pages = (unsigned)(done / PAGE_SIZE);
 
 		first += pages;
@@ -227,7 +242,7 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 			return;
 		switch (r) {
 		case -EAGAIN:
-			remap_later(e, chunk, first, nr);
+			remap_later(e, chunk, first, nr, false);
 			return;
 		case -ENOENT:
 			page_vanished(e, chunk, first);
@@ -237,7 +252,7 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 		default:
 			log_err("cannot map page %#lx of guest RAM into QEMU: %s; its users wait", chunk * PV_CHUNK_SIZE + first * PAGE_SIZE,
 				strerror(-r));
-			remap_later(e, chunk, first, nr);
+			remap_later(e, chunk, first, nr, true);
 			return;
 		}
 		mm_uffd_wake(e->o.uffd, at, PAGE_SIZE); // the kernel wakes nobody at a page that it did not map
@@ -249,25 +264,33 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
 	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n)
-		map_run(e, chunk, (unsigned)i, (unsigned)n);
+		map_run(e, chunk, (unsigned)i, (unsigned)n, true);
 }
 
-static void retry_remaps(struct pv_engine *e)
+static void retry_remaps(struct pv_engine *e, bool slow)
 {
 	struct list again;
 
 	list_init(&again);
 	list_splice(&again, &e->remap);
+	e->nr_fast_remaps = 0;
 	list_for_each(&again, node) {
 		struct remap *m = list_entry(node, struct remap, link);
 		const struct pv_pages *p = pv_pages_of(e, m->chunk);
+		bool out = pv_is_out(&e->chunks[m->chunk]), gone = out;
 
-		for (unsigned w = 0; w < PV_WORDS; w++)
+		if (m->slow && !slow) {
+			list_append(&e->remap, node);
+			continue;
+		}
+		for (unsigned w = 0; w < PV_WORDS; w++) {
+			gone |= (m->pages[w] & ~p->valid[w]) != 0;
 			m->pages[w] &= p->valid[w];
-		if (pv_is_out(&e->chunks[m->chunk])) // zapped meanwhile: who waits shall fault again
-			mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, m->chunk), pv_chunk_nr_pages(e, m->chunk) * PAGE_SIZE);
-		else
+		}
+		if (!out)
 			pv_map_pages(e, m->chunk, m->pages);
+		if (gone) // zapped or discarded meanwhile: who waits shall fault again
+			mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, m->chunk), pv_chunk_nr_pages(e, m->chunk) * PAGE_SIZE);
 		free(m);
 	}
 }
@@ -333,8 +356,10 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 	if (c->placed) { // valid since before QEMU started, and mapped nowhere yet
 		c->placed = false;
 		pv_map_pages(e, chunk, p->valid);
-	} else { // another thread's fault has brought it in, or the guest is giving it back
-		map_run(e, chunk, page, 1);
+	} else if (!remap_pending(e, chunk, page)) {
+		// Another thread's fault has brought it in, and mapping it does nothing now. Or the host has unmapped it, and
+		// with that the knowledge whether it was written is lost.
+		map_run(e, chunk, page, 1, false);
 	}
 }
 
@@ -359,30 +384,6 @@ static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
 	e->stats.discarded++;
 }
 
-static bool is_hole(const struct pv_engine *e, uint64_t chunk, unsigned page)
-{
-	const struct pv_block *b = pv_block_of(e, chunk);
-	off_t at = (off_t)(chunk * PV_CHUNK_SIZE - b->off + page * PAGE_SIZE);
-
-	return lseek(b->memfd, at, SEEK_DATA) != at;
-}
-
-// While our own zap of a chunk is under way, an event inside it may be the zap's: then nothing was discarded. QEMU gives a
-// page back by punching its file first, so a page that is still there is kept, and a swapped one is, too: its old content
-// coming back is something that a guest which gave it away has to expect; zeros in place of what it needs are not.
-static void removed_while_zapped(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned end)
-{
-	const struct pv_pages *p = pv_pages_of(e, chunk);
-
-	if (first == 0 && end == pv_chunk_nr_pages(e, chunk)) {
-		e->chunks[chunk].zap_event = false; // should the guest discard just this range just now: that is a second event
-		return;
-	}
-	for (unsigned page = first; page < end; page++)
-		if (bitmap_test(p->valid, page) && is_hole(e, chunk, page))
-			discard_page(e, chunk, page);
-}
-
 void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 {
 	for (uint64_t at = off, next; at < off + len; at = next) {
@@ -391,8 +392,10 @@ void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 
 		next = start + PV_CHUNK_SIZE < off + len ? start + PV_CHUNK_SIZE : off + len;
 		end = (unsigned)((next - start) / PAGE_SIZE);
-		if (e->chunks[chunk].zap_event && next - at == len) {
-			removed_while_zapped(e, chunk, first, end);
+		if (e->chunks[chunk].zap_event && next - at == len && first == 0 && end == pv_chunk_nr_pages(e, chunk)) {
+			// Ours: the zapper takes a chunk only where it is one mapping, so its event has this range. Should
+			// the guest discard just this range just now, then there will be a second event.
+			e->chunks[chunk].zap_event = false;
 			continue;
 		}
 		for (unsigned page = first; page < end; page++)
@@ -403,10 +406,10 @@ void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 
 bool pv_balance(struct pv_engine *e)
 {
-	retry_remaps(e);
+	retry_remaps(e, false);
 	pv_serve_delayed(e);
 	pv_page_out(e);
-	return !list_empty(&e->remap);
+	return e->nr_fast_remaps || !list_empty(&e->drained);
 }
 
 void pv_tick(struct pv_engine *e)
@@ -414,6 +417,7 @@ void pv_tick(struct pv_engine *e)
 	if (e->active)
 		pv_queues_age(&e->queues);
 	e->active = false;
+	retry_remaps(e, true);
 }
 
 void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)

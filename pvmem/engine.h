@@ -16,9 +16,11 @@
 //                                                                  |< low >|    standby is punched below
 //                                                                  |<rsv>|      page-ins of more than the page stop
 //
-// Overdraft. A drain ends when the block I/O in flight ends, and that may itself need pages, hundreds at once: a fault of
-// a QEMU thread is served whatever the budget says. A vCPU's fault then waits a moment first (more when the overdraft is
-// large), since it needs no page for the drain to end; it does not wait for ever, since it may hold QEMU's big lock.
+// Overdraft. When no page is free a fault waits until the page-outs under way have made one free. One of their steps may
+// depend on the fault itself: a drain ends when the block I/O in flight ends, and that may need pages, hundreds at once. So
+// while a drain is under way, a fault of a QEMU thread that is no vCPU is served whatever the budget says. A vCPU's waits
+// until the drain takes unusually long, since it may hold QEMU's big lock; then it is served, too, but the more slowly the
+// larger the overdraft is.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

@@ -21,14 +21,16 @@ struct pv_engine {
 
 	// Page-out, by stage. nr_out: pages in the stages from zap to write, nr_standby: in standby.
 	bool held;
-	struct list zapping, zapped, draining, writing, standby; // zapped: DRAINING too, but too late for the drain under way
+	// Draining are: zapped, too late for the drain under way; draining, in it; drained, waiting to be written.
+	struct list zapping, zapped, draining, drained, writing, standby;
 	uint64_t nr_out, nr_standby;
 	unsigned nr_zapping;
-	bool drain_busy;
+	bool drain_busy, drain_failing;
 	uint64_t drain_begun_ns, out_not_before_ns;
 	struct loop_op zap_poll;
 
 	struct list remap;            // mappings whose CONTINUE met an event in progress
+	unsigned nr_fast_remaps;      // of these, to be tried at once
 	struct list delayed;          // faults that wait for memory
 	struct loop_timer delay_timer;
 

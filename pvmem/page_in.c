@@ -10,11 +10,13 @@
 #define FIRST_WINDOW 8                       // pages around a touched one of which nothing is known
 #define RETRY_NS (NSEC_PER_SEC / 2)          // between attempts to read what can't be read
 #define DELAY_TICK_NS NSEC_PER_MSEC
+#define LONG_DRAIN_NS (200 * NSEC_PER_MSEC)
 
-// A fault that waits for memory, of a vCPU: see "Overdraft" in engine.h.
+// A fault that waits for memory: see "Overdraft" in engine.h.
 struct delayed {
 	struct list link;
 	uint64_t off, due_ns;
+	bool vcpu;
 };
 
 void pv_pages_in_flight(const struct pv_chunk *c, uint64_t map[PV_WORDS])
@@ -233,19 +235,27 @@ static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[
 	pv_chunk_settle(e, chunk);
 }
 
-static uint64_t overdraft_delay(const struct pv_engine *e)
+// Only a drain may depend on the fault; all else that makes room does not. A vCPU's fault comes in question only when
+// the drain takes longer than drains do.
+static bool may_overdraw(const struct pv_engine *e, bool vcpu, uint64_t now)
 {
-	uint64_t over = e->charged > e->budget ? (e->charged - e->budget) * PAGE_SIZE : 0;
-
-	return (over < 16 * MiB ? 1 : over < 64 * MiB ? 10 : 100) * NSEC_PER_MSEC;
+	return e->held || e->drain_failing || (e->drain_busy && (!vcpu || now - e->drain_begun_ns > LONG_DRAIN_NS));
 }
 
-static void delay(struct pv_engine *e, uint64_t off)
+static uint64_t overdraft_delay(const struct pv_engine *e)
+{
+	uint64_t over = e->charged > e->budget ? (e->charged - e->budget) * PAGE_SIZE / (4 * MiB) : 0;
+
+	return NSEC_PER_MSEC << (over < 16 ? over : 16); // a drain that never ends has a bound, too
+}
+
+static void delay(struct pv_engine *e, uint64_t off, bool vcpu)
 {
 	struct delayed *d = pv_alloc(sizeof *d);
 
 	d->off = off;
-	d->due_ns = clock_now_ns() + overdraft_delay(e);
+	d->vcpu = vcpu;
+	d->due_ns = clock_now_ns() + (vcpu ? overdraft_delay(e) : 0);
 	list_append(&e->delayed, &d->link);
 	e->stats.faults_delayed++;
 	if (!e->delay_timer.op.busy)
@@ -271,8 +281,8 @@ void pv_serve_delayed(struct pv_engine *e)
 	list_for_each(&waiting, node) {
 		struct delayed *d = list_entry(node, struct delayed, link);
 
-		if (pv_free_pages(e) || pv_make_free(e, 1) || now >= d->due_ns) {
-			pv_serve(e, d->off, true, true);
+		if (pv_make_free(e, 1) || (now >= d->due_ns && may_overdraw(e, d->vcpu, now))) {
+			pv_serve(e, d->off, d->vcpu, true);
 			free(d);
 		} else {
 			list_append(&e->delayed, &d->link);
@@ -297,8 +307,8 @@ void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, b
 		bitmap_set(want, page);
 		nr = 1;
 	}
-	if (nr == 1 && !pv_make_free(e, 1) && vcpu && !overdue && !e->held) {
-		delay(e, chunk * PV_CHUNK_SIZE + page * PAGE_SIZE);
+	if (nr == 1 && !pv_make_free(e, 1) && !overdue && (vcpu || !may_overdraw(e, vcpu, clock_now_ns()))) {
+		delay(e, chunk * PV_CHUNK_SIZE + page * PAGE_SIZE, vcpu);
 		return;
 	}
 	read_pages(e, chunk, want);

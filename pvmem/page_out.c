@@ -10,7 +10,9 @@
 #include "util/zero.h"
 
 #define MAX_ZAPS 64                      // chunks being zapped at a time
-#define PUNCHES_A_STEP 4                 // ahead of need, so that faults are not kept waiting behind them
+#define PUNCHES_A_STEP 4                 // ahead of need; few, so that faults are not kept waiting behind them
+#define WRITES_A_STEP 8                  // chunks
+#define MAX_REFUSED 4                    // victims that the zapper will not take, in one step
 #define WRITE_RETRY_NS NSEC_PER_SEC      // after a write-out that failed
 #define DRAIN_LATE_NS (10 * NSEC_PER_SEC)
 
@@ -100,26 +102,29 @@ static void write_out_done(struct loop_op *op, int res)
 	struct pv_pages *p = pv_pages_of(e, w->chunk);
 
 	if (res < 0 || (unsigned)res < w->nr * PAGE_SIZE) {
-		for (unsigned i = w->first; i < w->first + w->nr; i++)
-			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_SWAP)
-				pv_page_set_home(p, i, PV_HOME_NONE);
 		if (!e->out_not_before_ns)
 			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(res < 0 ? -res : EIO));
 		e->trouble = "the swap image cannot be written";
 		e->out_not_before_ns = clock_now_ns() + WRITE_RETRY_NS;
 		e->stats.writes_failed++;
-		c->rescue = true;
+		c->write_failed = true;
 	} else {
+		// A page that QEMU has written to since its rescue is a matter of the next harvest, which waits for this write.
+		for (unsigned i = w->first; i < w->first + w->nr; i++)
+			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE)
+				pv_page_set_home(p, i, PV_HOME_SWAP);
 		e->stats.out_written += w->nr;
 	}
 	if (!--c->nr_writes) {
+		bool failed = c->write_failed;
+
+		c->write_failed = false;
 		if (c->state != PV_WRITING)
 			pv_chunk_settle(e, w->chunk);
-		else if (c->rescue)
+		else if (failed)
 			come_back(e, w->chunk);
 		else
 			enter_stage(e, c, PV_STANDBY, &e->standby);
-		c->rescue = false;
 	}
 	free(w);
 }
@@ -143,7 +148,6 @@ static void write_out(struct pv_engine *e, uint64_t chunk)
 			pv_page_set_home(p, i, PV_HOME_ZERO);
 			e->stats.out_zero++;
 		}
-	pv_pages_set_home(p, stale, PV_HOME_SWAP); // before it is so; taken back on an error
 	for (size_t i = 0, n; (n = bitmap_next_run(stale, PV_CHUNK_PAGES, &i)); i += n) {
 		struct write_out *w = pv_alloc(sizeof *w);
 
@@ -168,14 +172,11 @@ void pv_drained(struct pv_engine *e, int err)
 	if (e->drain_late)
 		log_warn("QEMU's block I/O was drained after %lu s", ns / NSEC_PER_SEC);
 	e->drain_late = false;
-	while (!list_empty(&e->draining)) {
-		uint64_t chunk = pv_chunk_index(e, list_first(&e->draining, struct pv_chunk, link));
-
-		if (err)
-			come_back(e, chunk);
-		else
-			write_out(e, chunk);
-	}
+	e->drain_failing = err;
+	if (!err)
+		list_splice(&e->drained, &e->draining);
+	while (!list_empty(&e->draining))
+		come_back(e, pv_chunk_index(e, list_first(&e->draining, struct pv_chunk, link)));
 	if (err) {
 		e->trouble = "QEMU's block I/O cannot be drained";
 		e->out_not_before_ns = clock_now_ns() + WRITE_RETRY_NS;
@@ -224,24 +225,29 @@ void pv_zap_poll_done(struct loop_op *op, int res)
 		zap_done(e, chunk, zapped);
 	if (res >= 0)
 		loop_poll_in(e->o.loop, op, mm_zap_fd(e->o.zapper));
+	else
+		log_err("cannot wait for zaps: %s; nothing is paged out any more", strerror(-res));
 }
 
-static bool zap_victim(struct pv_engine *e, struct pv_chunk *c)
+// 0, -EBUSY: not now, or why this one cannot be zapped.
+static int zap_victim(struct pv_engine *e, struct pv_chunk *c)
 {
 	uint64_t chunk = pv_chunk_index(e, c), len = pv_chunk_nr_pages(e, chunk) * PAGE_SIZE;
+	int r;
 
 	if (e->o.zap_own)
 		madvise(pv_chunk_map(e, chunk), len, MADV_DONTNEED);
-	if (mm_zap_queue(e->o.zapper, pv_chunk_hva(e, chunk), len, chunk))
-		return false;
+	r = mm_zap_queue(e->o.zapper, pv_chunk_hva(e, chunk), len, chunk);
+	if (r)
+		return r;
 	pv_queues_remove(&e->queues, c);
 	c->placed = false;
-	c->zap_event = true;
+	c->zap_event = !e->o.zap_own; // MADV_PAGEOUT raises none
 	c->out_pages = (uint16_t)bitmap_count(pv_pages_of(e, chunk)->valid, PV_CHUNK_PAGES);
 	e->nr_out += c->out_pages;
 	e->nr_zapping++;
 	enter_stage(e, c, PV_ZAPPING, &e->zapping);
-	return true;
+	return 0;
 }
 
 // By how many pages those that are free, or will be soon, fall short of the target.
@@ -254,11 +260,19 @@ static uint64_t lacking(const struct pv_engine *e)
 
 static void choose_victims(struct pv_engine *e)
 {
-	while (lacking(e) && e->nr_zapping < MAX_ZAPS) {
-		struct pv_chunk *victim = pv_queues_oldest(&e->queues);
+	unsigned refused = 0;
 
-		if (!victim || !zap_victim(e, victim))
+	while (lacking(e) && e->nr_zapping < MAX_ZAPS && refused < MAX_REFUSED) {
+		struct pv_chunk *victim = pv_queues_oldest(&e->queues);
+		int r = victim ? zap_victim(e, victim) : -EBUSY;
+
+		if (r == -EBUSY)
 			break;
+		if (r) { // another one's turn
+			refused++;
+			pv_queues_remove(&e->queues, victim);
+			pv_queues_add(&e->queues, victim);
+		}
 	}
 	mm_zap_submit(e->o.zapper);
 }
@@ -274,6 +288,8 @@ void pv_page_out(struct pv_engine *e)
 		e->trouble = "QEMU has not drained its block I/O for 10 s; is a disk of the VM stuck?";
 		log_warn("%s", e->trouble);
 	}
+	for (unsigned i = 0; i < WRITES_A_STEP && !list_empty(&e->drained); i++)
+		write_out(e, pv_chunk_index(e, list_first(&e->drained, struct pv_chunk, link)));
 	if (e->held || now < e->out_not_before_ns)
 		return;
 	e->out_not_before_ns = 0;

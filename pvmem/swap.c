@@ -89,10 +89,18 @@ void pv_swap_close(struct pv_swap *s)
 	*s = PV_SWAP_NONE;
 }
 
+void pv_swap_delete(int fd, const char *path, uint64_t len)
+{
+	// Page-wise writes have left many extents; made into one first, they are discarded at once and not one by one.
+	fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, (off_t)len);
+	if (unlink(path) < 0 && errno != ENOENT)
+		log_warn("cannot delete swap image %s: %s", path, strerror(errno));
+}
+
 void pv_swap_destroy(struct pv_swap *s)
 {
-	if (s->path && unlink(s->path) < 0 && errno != ENOENT)
-		log_warn("cannot delete swap image %s: %s", s->path, strerror(errno));
+	if (s->path)
+		pv_swap_delete(s->fd, s->path, s->len);
 	pv_swap_close(s);
 }
 

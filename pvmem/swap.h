@@ -21,6 +21,8 @@ int pv_swap_create(const char *path, uint64_t len, bool sparse, struct pv_swap *
 int pv_swap_adopt(int fd, const char *path, uint64_t len, bool sparse, struct pv_swap *s);
 // Closes; the file stays. Accepts PV_SWAP_NONE.
 void pv_swap_close(struct pv_swap *s);
+// Deletes the file at path, which fd is a descriptor of. Blocks while its space is given back, seconds on a slow disk.
+void pv_swap_delete(int fd, const char *path, uint64_t len);
 // Closes and deletes.
 void pv_swap_destroy(struct pv_swap *s);
 // Gives the space of a sparse image back; a reserved one keeps it. No I/O on the range may be in flight. Not an error if

@@ -41,7 +41,7 @@ const char *log_last_error(void)
 void log_at(enum log_level level, const char *fmt, ...)
 {
 	char line[LINE_MAX_LEN + 160], stamp[32] = "";
-	int saved_errno = errno, len, text;
+	int saved_errno = errno, len, text, text_start;
 	va_list ap;
 
 	if (level > state.max && level != LOG_ERROR)
@@ -56,6 +56,7 @@ void log_at(enum log_level level, const char *fmt, ...)
 		n = strftime(stamp, sizeof stamp, "%F %T", &tm);
 		snprintf(stamp + n, sizeof stamp - n, ".%03ld ", now.tv_nsec / 1000000);
 	}
+	text_start = (int)strlen(stamp);
 	len = snprintf(line, sizeof line - LINE_MAX_LEN, "%s%s%s%s", stamp, state.prefix, *state.prefix ? ": " : "", level_word[level]);
 	if (len > (int)sizeof line - LINE_MAX_LEN - 1)
 		len = sizeof line - LINE_MAX_LEN - 1;
@@ -68,6 +69,8 @@ void log_at(enum log_level level, const char *fmt, ...)
 	if (level == LOG_ERROR)
 		snprintf(state.last_error, sizeof state.last_error, "%s", line + text);
 	line[len++] = '\n';
+	if (level == LOG_ERROR && state.fd > STDERR_FILENO) // in a file, an error would be missed
+		dprintf(STDERR_FILENO, "%.*s", len - text_start, line + text_start);
 	if (write(state.fd, line, (size_t)len) < 0) {
 		// Nobody is left to tell.
 	}

@@ -5,7 +5,7 @@
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
-// fd is borrowed and must outlive logging (2 for a command). prefix (may be NULL) is copied and put before each line,
+// fd is borrowed and must outlive logging (2 for a command; -1 for none). Errors go to standard error as well. prefix (may be NULL) is copied and put before each line,
 // usually the VM's name. timestamps: date and time before each line, for files.
 void log_init(int fd, enum log_level max, const char *prefix, bool timestamps);
 enum log_level log_max(void);
