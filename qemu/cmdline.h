@@ -13,8 +13,8 @@
 //	             port are there as before, on QEMU's default back-end: an invisible console
 //	sockets      a listening character device no longer waits for its client before the VM starts
 //	files        what the guest writes to a file goes on at its end: append=on, logappend=on. -serial file:PATH and the like become a
-//	             -chardev of QEMU's own name for it ("serial0") and -serial chardev:serial0. -D and -trace file= go, which QEMU
-//	             would overwrite; its messages come with its other output
+//	             -chardev of QEMU's own name for it ("serial0") and -serial chardev:serial0. -D goes, since QEMU would
+//	             overwrite that file; its messages come with its other output
 //	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and a QMP monitor
 //
 // Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.

@@ -178,20 +178,14 @@ static int fix_display(struct cmdline *c, struct cmdline_option *opt)
 	return 0;
 }
 
-// QEMU begins these files anew. Without them, its messages go where all its output goes.
+// QEMU begins this file anew. Without it, its messages go where all its output goes.
 static int fix_logfile(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
 	opt->drop = !opt->ours && !strchr(opt->value, '%'); // a name with the pid in it is a new one
 	if (opt->drop)
-		log_info("QEMU option -D %s: left out, since QEMU would overwrite that file; its log goes to criu-vm's of the VM", opt->value);
+		log_info("QEMU option -D %s: the restored QEMU would overwrite this file, so its log goes to criu-vm's of the VM", opt->value);
 	return 0;
-}
-
-static int fix_trace(struct cmdline *c, struct cmdline_option *opt)
-{
-	(void)c;
-	return opt->ours ? 0 : without(opt, (const char *const[]){ "file", NULL });
 }
 
 // ---- disks
@@ -338,9 +332,7 @@ static const struct cmdline_rule rules[] = {
 	FIX("serial", cmdline_fix_port),
 	KEEP("set"), KEEP_FLAG("singlestep"), KEEP("smbios"), KEEP("smp"),
 	REFUSE_FLAG("snapshot", "what the VM wrote is in a temporary file that is deleted already; it cannot be restored"),
-	KEEP("spice"), OPTS("tpmdev"),
-	FIX("trace", fix_trace),
-	KEEP_FLAG("usb"), KEEP("usbdevice"), KEEP("uuid"), KEEP("vga"),
+	KEEP("spice"), OPTS("tpmdev"), KEEP("trace"), KEEP_FLAG("usb"), KEEP("usbdevice"), KEEP("uuid"), KEEP("vga"),
 	OPTS("virtfs"), OPTS("vnc"),
 	KEEP("watchdog-action"), KEEP_FLAG("win2k-hack"),
 	REFUSE_FLAG("xen-attach", "VMs under Xen are not supported"),

@@ -171,6 +171,13 @@ static int refuse_confidential(struct refusal *r)
 	return 0;
 }
 
+static int refuse_machine(struct refusal *r)
+{
+	if (!strcmp(r->vm->machine, "isapc"))
+		refuse_because(r, "QEMU aborts when it loads the state of the machine isapc; use -M pc");
+	return 0;
+}
+
 int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t nr)
 {
 	static int (*const state[])(struct refusal * r) = {
@@ -179,6 +186,8 @@ int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t n
 		refuse_jobs,
 		refuse_memory_devices,
 		refuse_confidential,
+		refuse_machine,
+		refuse_folder,
 		refuse_open_files,
 		refuse_shared_ram,
 	};

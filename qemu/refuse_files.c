@@ -1,19 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Who else writes the VM's memory: devices and processes that neither a stopped QEMU nor its page tables know of.
+// Who else writes the VM's memory: devices and processes that neither a stopped QEMU nor its page tables know of. And the
+// folder that it runs in.
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "qemu/args.h"
+#include "qemu/cmdline.h"
 #include "qemu/refuse_int.h"
+#include "qemu/vm_int.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/log.h"
 #include "util/size.h"
+
+// A folder whose name only looks as if it were deleted is still found by that name.
+int refuse_folder(struct refusal *r)
+{
+	static const char mark[] = " (deleted)";
+	size_t len = strlen(r->vm->cwd), n = strlen(mark);
+	char real[64], path[PATH_MAX];
+	struct stat is, named;
+
+	if (len <= n || strcmp(r->vm->cwd + len - n, mark))
+		return 0;
+	snprintf(real, sizeof real, "/proc/%d/cwd", r->vm->pid);
+	if (!qemu_vm_path(r->vm, r->vm->cwd, path, sizeof path) && !stat(path, &named) && !stat(real, &is) &&
+	    is.st_ino == named.st_ino && is.st_dev == named.st_dev)
+		return 0;
+	refuse_because(r,
+		"the folder %.*s that it was started in has been deleted since, and a restored VM is started where it was; start it in "
+		"another one",
+		(int)(len - n), r->vm->cwd);
+	return 0;
+}
 
 static const struct {
 	const char *prefix, *why;
@@ -27,9 +53,6 @@ static const struct {
 	{ "/dev/udmabuf", "its memory is shared with the host's graphics (virtio-gpu blob=on); use blob=off" },
 	{ "/dev/sgx_vepc", "it has SGX enclaves, whose memory cannot be read" },
 	{ "/dev/sev", "it is a confidential guest (SEV): its memory cannot be read from outside" },
-	{ "anon_inode:[userfaultfd]",
-		"its page faults are served by somebody already: it is in private virtual memory, or QEMU's own post-copy or "
-		"background snapshot is under way" },
 };
 
 // io_uring pins the buffers that a process registers.
@@ -45,6 +68,27 @@ static bool has_registered_buffers(pid_t pid, const char *fd)
 		return false;
 	bufs = strstr(text, "\nUserBufs:");
 	return bufs && strtoul(bufs + strlen("\nUserBufs:"), NULL, 10);
+}
+
+static bool is_restored(const struct qemu_vm *vm)
+{
+	struct qemu_arg a;
+
+	for (int i = 1; qemu_arg_next(vm->argv, vm->argc, &i, &a);)
+		if (!strcmp(a.name, "chardev") && qemu_opt_is(a.value, "backend", "id", QEMU_CMDLINE_QMP_ID))
+			return true;
+	return false;
+}
+
+static void refuse_paged(struct refusal *r)
+{
+	r->paged = true;
+	if (is_restored(r->vm))
+		refuse_because(r, "a dump of a VM in private virtual memory is not possible yet; one that was restored with all its RAM, "
+				  "without --lazy-pages and --ram, can be dumped");
+	else
+		refuse_because(r, "somebody serves its page faults (it has a userfaultfd open): QEMU's own post-copy or background "
+				  "snapshot, whose end to wait for, or a program that put it into private virtual memory");
 }
 
 int refuse_open_files(struct refusal *r)
@@ -68,6 +112,8 @@ int refuse_open_files(struct refusal *r)
 		if (n < 0)
 			continue;
 		target[n] = 0;
+		if (!r->paged && !strcmp(target, "anon_inode:[userfaultfd]"))
+			refuse_paged(r);
 		for (size_t i = 0; i < ARRAY_SIZE(tell_tale); i++) {
 			if (told[i] || strncmp(target, tell_tale[i].prefix, strlen(tell_tale[i].prefix)))
 				continue;
@@ -142,7 +188,7 @@ int refuse_shared_ram(struct refusal *r)
 	struct dirent *e;
 	DIR *d;
 
-	for (size_t i = 0; i < r->nr; i++)
+	for (size_t i = 0; i < r->nr && !r->paged; i++) // else the pager has it mapped, which is told already
 		any |= r->blocks[i].kind == QEMU_RAM_FILE_SHARED;
 	d = any ? opendir("/proc") : NULL;
 	while (d && (e = readdir(d))) {

@@ -15,9 +15,13 @@ struct refusal {
 	const struct qemu_ramblock *blocks;
 	size_t nr;
 	unsigned nr_reasons;
+	bool paged; // somebody serves its page faults, and may have its RAM mapped for that
 };
 
 void refuse_because(struct refusal *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+// The folder that its files are found from.
+int refuse_folder(struct refusal *r);
 
 // What other processes and the kernel hold of the VM's memory, from open files and mappings.
 int refuse_open_files(struct refusal *r);

@@ -225,18 +225,24 @@ static char *path_of_fd(const struct qemu_vm *vm, int fd)
 	return qemu_unix_path(table, ino);
 }
 
-// The path, from here, of the nth socket that can be found; false if there are not so many.
+// The path, from here, of its nth socket; false if there are not so many. Who gave QEMU a socket as a descriptor (criu-vm, a
+// management program) holds the one connection to it, so that such a one counts only if there is no other.
 static bool find_socket(const struct qemu_vm *vm, size_t nth, char *reach, size_t size)
 {
+	_cleanup_free_ char *given = NULL;
 	struct qmp_listener l;
+	bool other = false;
 
 	for (size_t i = 0; qemu_argv_qmp(vm->argv, vm->argc, i, &l); i++) {
-		_cleanup_free_ char *path = l.path ?: path_of_fd(vm, l.fd);
+		_cleanup_free_ char *path = l.path;
 
-		if (path && !qemu_vm_path(vm, path, reach, size) && !nth--)
-			return true;
+		other |= path != NULL;
+		if (path && !nth--)
+			return !qemu_vm_path(vm, path, reach, size);
+		if (!path && !given)
+			given = path_of_fd(vm, l.fd);
 	}
-	return false;
+	return !other && given && !nth && !qemu_vm_path(vm, given, reach, size);
 }
 
 // Any of its sockets will do; only the last one's failure is told.

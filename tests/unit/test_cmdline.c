@@ -47,7 +47,7 @@ static const struct qemu_cmdline_ram default_ram = { .backend_id = NULL, .len = 
 static int rebuild_with(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, char **result)
 {
 	struct words rec, rep;
-	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_path = "/q", .ram = ram, .nr_ram = nr_ram };
+	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .ram = ram, .nr_ram = nr_ram };
 	char **argv;
 	int err;
 
@@ -80,7 +80,7 @@ static int check(const char *recorded)
 
 #define RAM "-object memory-backend-file,id=criu-vm-ram,size=67108864,mem-path=/proc/self/fd/7,share=on"
 #define TAIL \
-	"-chardev socket,id=criu-vm-qmp,path=/q,server=on,wait=off -mon chardev=criu-vm-qmp,mode=control -incoming defer -S"
+	"-chardev socket,id=criu-vm-qmp,fd=9,server=on,wait=off -mon chardev=criu-vm-qmp,mode=control -incoming defer -S"
 
 // The whole line is as expected, and what comes out stays what it is, dumped and restored again.
 static void expect(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, const char *machine,
@@ -115,7 +115,7 @@ static const struct {
 	{ "qemu -overcommit cpu-pm=on,mem-lock=on", NULL, "", "-overcommit cpu-pm=on -display none" },
 	{ "qemu -numa node,mem=64M", NULL, "", "-numa node,mem=64M -display none" },
 	// lifecycle
-	{ "qemu -S -daemonize -pidfile p -incoming tcp:0:4444 -loadvm x -D log", NULL, "", "-D log -display none" },
+	{ "qemu -S -daemonize -pidfile p -incoming tcp:0:4444 -loadvm x", NULL, "", "-display none" },
 	{ "qemu -run-with exit-with-parent=on,user=u", NULL, "", "-run-with user=u -display none" },
 	// accelerator by name
 	{ "/usr/bin/kvm", NULL, "", "-accel kvm -accel tcg -display none" },
@@ -130,11 +130,11 @@ static const struct {
 	  "-serial null -parallel null -debugcon null -display none" },
 	{ "qemu -monitor stdio -qmp stdio -gdb stdio -monitor none", NULL, "", "-monitor none -display none" },
 	{ "qemu -chardev stdio,id=a,mux=on,signal=off,logfile=x,,signal=y", NULL, "",
-	  "-chardev null,id=a,mux=on,logfile=x,,signal=y -display none" },
+	  "-chardev null,id=a,mux=on,logfile=x,,signal=y,logappend=on -display none" },
 	{ "qemu -chardev stdio,nosignal,id=a", NULL, "", "-chardev null,id=a -display none" },
 	{ "qemu -chardev id=a,backend=stdio", NULL, "", "-chardev null,id=a -display none" },
 	{ "qemu -serial vc -serial file:stdio -mon a,mode=control", NULL, "",
-	  "-serial vc -serial file:stdio -mon a,mode=control -display none" },
+	  "-serial vc -chardev file,id=serial1,path=stdio,append=on -serial chardev:serial1 -mon a,mode=control -display none" },
 	{ "qemu -display gtk,gl=on", NULL, "", "-display none" },
 	{ "qemu -display {\"type\":\"sdl\"}", NULL, "", "-display none" },
 	{ "qemu -full-screen -display vnc=:1", NULL, "", "-display vnc=:1" },
@@ -146,8 +146,33 @@ static const struct {
 	  "-serial mon:telnet::44,server,nodelay,wait=off -display none" },
 	{ "qemu -chardev socket,id=a,server=yes,path=/a,,b", NULL, "",
 	  "-chardev socket,id=a,server=yes,path=/a,,b,wait=off -display none" },
-	{ "qemu -chardev socket,id=a,path=/a -serial file:a,server=on", NULL, "",
-	  "-chardev socket,id=a,path=/a -serial file:a,server=on -display none" },
+	{ "qemu -chardev socket,id=a,path=/a", NULL, "", "-chardev socket,id=a,path=/a -display none" },
+	// what is written to files goes on
+	{ "qemu -chardev file,id=a,path=/x,,y -chardev append=off,backend=file,id=b,path=z", NULL, "",
+	  "-chardev file,id=a,path=/x,,y,append=on -chardev append=off,backend=file,id=b,path=z,append=on -display none" },
+	{ "qemu -chardev file,id=a,path=x,append=off,input-path=y", NULL, "",
+	  "-chardev file,id=a,path=x,input-path=y,append=on -display none" },
+	{ "qemu -chardev pty,id=a,logfile=l,logappend=off -serial mon:unix:/a,server=on,wait=off,logfile=l", NULL, "",
+	  "-chardev pty,id=a,logfile=l,logappend=on -serial mon:unix:/a,server=on,wait=off,logfile=l,logappend=on -display none" },
+	{ "qemu -serial file:a,server=on -serial null -serial mon:file:b", NULL, "",
+	  "-chardev file,id=serial0,path=a,,server=on,append=on -serial chardev:serial0 -serial null "
+	  "-chardev file,id=serial2,path=b,append=on -serial chardev:serial2 -display none" },
+	{ "qemu -parallel file:p -debugcon file:d -monitor stdio -monitor file:m", NULL, "",
+	  "-chardev file,id=parallel0,path=p,append=on -parallel chardev:parallel0 "
+	  "-chardev file,id=debugcon,path=d,append=on -debugcon chardev:debugcon "
+	  "-chardev file,id=criu-vm-monitor1,path=m,append=on -monitor chardev:criu-vm-monitor1 -display none" },
+	{ "qemu -D log -d int -D log.%d", NULL, "", "-d int -D log.%d -display none" },
+	{ "qemu -D log", "-D other", "", "-D other -display none" },
+	// a VM restored before, its file given anew: what that restore made of the old one goes
+	{ "qemu -chardev file,id=serial0,path=a,append=on -serial chardev:serial0", "-serial file:serial0", "",
+	  "-chardev file,id=serial0,path=serial0,append=on -serial chardev:serial0 -display none" },
+	{ "qemu -chardev file,id=debugcon,path=a,append=on -debugcon chardev:debugcon", "-debugcon null", "",
+	  "-debugcon null -display none" },
+	{ "qemu -chardev file,id=serial0,path=a,append=on -serial chardev:serial0", "-chardev file,id=serial0,path=b", "",
+	  "-chardev file,id=serial0,path=b,append=on -serial chardev:serial0 -display none" },
+	{ "qemu -chardev file,id=serial1,path=a -device isa-serial,chardev=serial1 -chardev file,id=x1,path=b", NULL, "",
+	  "-chardev file,id=serial1,path=a,append=on -device isa-serial,chardev=serial1 "
+	  "-chardev file,id=x1,path=b,append=on -display none" },
 	// kept as they are
 	{ "qemu -device {\"driver\":\"e1000\"} -append fd=/dev/fd/3 -fw_cfg name=opt/x,string=fd=1", NULL, "",
 	  "-device {\"driver\":\"e1000\"} -append fd=/dev/fd/3 -fw_cfg name=opt/x,string=fd=1 -display none" },
@@ -163,8 +188,9 @@ static const struct {
 	{ "qemu -blockdev {\"node-name\":\"n\"} -blockdev file,node-name=k", "-blockdev raw,node-name=n", "",
 	  "-blockdev raw,node-name=n -blockdev file,node-name=k -display none" },
 	{ "qemu disk.img", "-hda other", "", "-hda other -display none" },
-	{ "qemu -M pc,usb=on", "-M q35,memory-backend=x,smm=off", ",smm=off", "-display none" },
-	{ "qemu -nographic -serial stdio", "-serial file:log -display vnc=:2", ",graphics=off", "-serial file:log -display vnc=:2" },
+	{ "qemu -M pc,usb=on", "-M smm=off,accel=kvm", ",smm=off,accel=kvm", "-display none" },
+	{ "qemu -M pc,usb=on", "-M pc-7.2,smm=off", ",smm=off", "-display none" },
+	{ "qemu -nographic -serial stdio", "-serial null -display vnc=:2", ",graphics=off", "-serial null -display vnc=:2" },
 };
 
 START_TEST(plain_ram)
@@ -204,25 +230,36 @@ START_TEST(ram_backends)
 	       "qemu -object memory-backend-ram,id=m0,size=4k -device pc-dimm,memdev=m0", NULL, "pc-7.2,memory-backend=criu-vm-ram",
 	       RAM " -object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on "
 		   "-device pc-dimm,memdev=m0 -display none");
-	// a VM that was restored before, dumped again
+	// VMs that were restored before, dumped again: their descriptors were ours
 	expect((const struct qemu_cmdline_ram[]){ { "criu-vm-ram", 64 << 20, 7 } }, 1,
-	       "qemu -M pc,memory-backend=criu-vm-ram -object memory-backend-file,id=criu-vm-ram,size=1,mem-path=/proc/self/fd/3 -S",
+	       "qemu -M pc,memory-backend=criu-vm-ram -object memory-backend-file,id=criu-vm-ram,size=1,mem-path=/proc/self/fd/3 "
+	       "-chardev socket,id=criu-vm-qmp,fd=4,server=on,wait=off -mon chardev=criu-vm-qmp,mode=control -incoming defer -S",
 	       NULL, "pc-7.2,memory-backend=criu-vm-ram", RAM " -display none");
+	expect(ram, 1, "qemu -object memory-backend-file,id=m0,size=1,mem-path=/proc/self/fd/3,share=on -M pc,memory-backend=m0", NULL,
+	       "pc-7.2,memory-backend=m0", "-object memory-backend-file,id=m0,size=4096,mem-path=/proc/self/fd/5,share=on -display none");
 }
 END_TEST
 
-START_TEST(commas_in_the_socket)
+START_TEST(machine_type)
 {
-	struct qemu_cmdline_opts o = { .qemu = "q", .machine = "pc", .qmp_path = "/a,b",
-				       .recorded = (char *[]){ "q" }, .nr_recorded = 1, .ram = &default_ram, .nr_ram = 1 };
-	char **argv, *text;
+	char *got;
 
-	ck_assert_int_eq(qemu_cmdline_rebuild(&o, &argv), 0);
-	text = join(argv);
-	ck_assert_ptr_nonnull(strstr(text, ",path=/a,,b,server=on"));
-	free(text);
-	qemu_cmdline_free(argv);
-	o.machine = "pc,kernel=/x";
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-machine accel=tcg", &got), 0);
+	free(got);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-machine q35", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-machine accel=tcg,type=q35", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -M pc", "-M pc", &got), -EINVAL); // another one in another QEMU
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-M pc-7.2,memory-backend=x", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-M memory-backend=criu-vm-ram", &got), -EINVAL);
+}
+END_TEST
+
+START_TEST(machine_is_a_name)
+{
+	struct qemu_cmdline_opts o = { .qemu = "q", .machine = "pc,kernel=/x", .recorded = (char *[]){ "q" }, .nr_recorded = 1,
+				       .ram = &default_ram, .nr_ram = 1 };
+	char **argv;
+
 	ck_assert_int_eq(qemu_cmdline_rebuild(&o, &argv), -EINVAL);
 }
 END_TEST
@@ -250,6 +287,9 @@ static const struct {
 	{ "qemu -drive file=/dev/fd/3", -EOPNOTSUPP },
 	{ "qemu /proc/self/fd/3", -EOPNOTSUPP },
 	{ "qemu -chardev socket,id=a,fd=3,server=on", -EOPNOTSUPP },
+	{ "qemu -chardev socket,id=criu-vm-qmp2,fd=3,server=on", -EOPNOTSUPP },
+	{ "qemu -serial file:/dev/fd/3", -EOPNOTSUPP },
+	{ "qemu -drive file=/proc/self/fd/3", -EOPNOTSUPP },
 	{ "qemu -device {'driver':'e1000'}", -EINVAL }, // QEMU's own dialect of JSON
 	{ "qemu -nosuchoption", -EINVAL },
 	{ "qemu -", -EINVAL },
@@ -309,6 +349,8 @@ START_TEST(replacing_what_is_ours)
 	ck_assert_int_eq(rebuild_with(&ram, 1, "qemu -object memory-backend-ram,id=m0,size=4k",
 				      "-object memory-backend-ram,id=m0,size=8k", &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-snapshot", &got), -EOPNOTSUPP);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-chardev null,id=criu-vm-qmp", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-mon criu-vm-qmp", &got), -EINVAL);
 	// what cannot be given again can be replaced
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -netdev tap,id=n,fd=3", "-netdev user,id=n", &got), 0);
 	ck_assert_ptr_null(strstr(got, "fd=3"));
@@ -326,7 +368,8 @@ int main(void)
 	log_init(getenv("VERBOSE") ? 2 : open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_WARN, NULL, false);
 	tcase_add_loop_test(tc, plain_ram, 0, ARRAY_SIZE(plain));
 	tcase_add_test(tc, ram_backends);
-	tcase_add_test(tc, commas_in_the_socket);
+	tcase_add_test(tc, machine_type);
+	tcase_add_test(tc, machine_is_a_name);
 	tcase_add_loop_test(tc, refused_at_dump_and_restore, 0, ARRAY_SIZE(refused));
 	tcase_add_test(tc, every_reason_is_told);
 	tcase_add_test(tc, ram_must_match);

@@ -2,13 +2,19 @@
 // What QEMU and the kernel print, and what stands on a command line.
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "qemu/args.h"
 #include "qemu/ramblock_int.h"
+#include "qemu/vm.h"
 #include "qemu/vm_int.h"
+#include "util/log.h"
 #include "util/size.h"
 
 // As QEMU 7.2 prints it; a memory backend that nothing uses has no name.
@@ -255,24 +261,32 @@ END_TEST
 #define QMP(want, ...) \
 	do { \
 		char *argv_[] = { "qemu", __VA_ARGS__ }; \
-		char *path_ = qemu_argv_qmp_path(argv_, ARRAY_SIZE(argv_), 0); \
-		ck_assert_pstr_eq(path_, want); \
-		free(path_); \
+		struct qmp_listener l_; \
+		bool found_ = qemu_argv_qmp(argv_, ARRAY_SIZE(argv_), 0, &l_); \
+		ck_assert(!found_ || l_.path); \
+		ck_assert_pstr_eq(found_ ? l_.path : NULL, want); \
+		if (found_) \
+			free(l_.path); \
 	} while (0)
 
 START_TEST(qmp_socket)
 {
-	char *two[] = { "qemu", "-qmp", "unix:a,server", "-m", "64", "--qmp-pretty", "unix:b,,c,server=on,wait=off" }, *path;
+	char *two[] = { "qemu", "-qmp", "unix:a,server", "-m", "64", "--qmp-pretty", "unix:b,,c,server=on,wait=off" };
+	char *given[] = { "qemu", "-chardev", "socket,id=mon,fd=31,server=on", "-mon", "chardev=mon,mode=control" };
+	struct qmp_listener l;
 
-	path = qemu_argv_qmp_path(two, ARRAY_SIZE(two), 1);
-	ck_assert_pstr_eq(path, "b,c");
-	free(path);
-	ck_assert_ptr_null(qemu_argv_qmp_path(two, ARRAY_SIZE(two), 2));
+	ck_assert(qemu_argv_qmp(two, ARRAY_SIZE(two), 1, &l));
+	ck_assert_pstr_eq(l.path, "b,c");
+	free(l.path);
+	ck_assert(!qemu_argv_qmp(two, ARRAY_SIZE(two), 2, &l));
+	ck_assert(qemu_argv_qmp(given, ARRAY_SIZE(given), 0, &l));
+	ck_assert_ptr_null(l.path);
+	ck_assert_int_eq(l.fd, 31);
 	QMP("/run/q", "-chardev", "socket,id=mon,path=/run/q,server=on,wait=off", "-mon", "chardev=mon,mode=control");
 	QMP("/run/q", "-mon", "mon,mode=control,pretty=on", "-chardev", "id=mon,backend=socket,path=/run/q,server");
 	QMP("/run/q", "-chardev", "socket,id=c,path=/run/q,server=on", "-qmp", "chardev:c");
 	QMP(NULL, "-chardev", "socket,id=mon,path=/run/q,server=on", "-mon", "chardev=mon,mode=readline");
-	QMP(NULL, "-chardev", "socket,id=mon,fd=3,server=on", "-mon", "chardev=mon,mode=control");
+	QMP(NULL, "-chardev", "socket,id=mon,fd=a-name,server=on", "-mon", "chardev=mon,mode=control");
 	QMP(NULL, "-chardev", "socket,id=mon,path=x,server=on,abstract=on", "-mon", "chardev=mon,mode=control");
 	QMP(NULL, "-chardev", "socket,id=other,path=/run/q,server=on", "-mon", "chardev=mon,mode=control");
 	QMP(NULL, "-qmp", "unix:/run/q"); // there it is QEMU that connects
@@ -285,6 +299,61 @@ START_TEST(qmp_socket)
 }
 END_TEST
 
+START_TEST(path_of_a_socket)
+{
+	static const char table[] = "Num       RefCount Protocol Flags    Type St Inode Path\n"
+				    "00000000618a3850: 00000003 00000000 00000000 0001 03 524638 /run/it\n"
+				    "000000009336b257: 00000002 00000000 00010000 0001 01 52463 /run/a name: 7\n"
+				    "000000009336b258: 00000002 00000000 00010000 0001 01 7\n"
+				    "000000009336b259: 00000002 00000000 00010000 0001 01 8 @abstract\n"
+				    "000000009336b260: 00000002 00000000 00010000 0001 01 9 /last";
+	char *path = qemu_unix_path(table, 52463);
+
+	ck_assert_pstr_eq(path, "/run/a name: 7");
+	free(path);
+	path = qemu_unix_path(table, 9);
+	ck_assert_pstr_eq(path, "/last");
+	free(path);
+	ck_assert_ptr_null(qemu_unix_path(table, 7)); // without a name, though the next line follows
+	ck_assert_ptr_null(qemu_unix_path(table, 8));
+	ck_assert_ptr_null(qemu_unix_path(table, 5));
+	ck_assert_ptr_null(qemu_unix_path("", 5));
+}
+END_TEST
+
+// A process that drops its privileges, as -runas does, is owned by root in /proc.
+START_TEST(ids_of_a_process)
+{
+	int ready[2];
+	uid_t uid;
+	gid_t gid;
+	pid_t child;
+	char c;
+
+	ck_assert_int_eq(qemu_process_ids(getpid(), &uid, &gid), 0);
+	ck_assert_uint_eq(uid, geteuid());
+	ck_assert_uint_eq(gid, getegid());
+	if (geteuid())
+		return;
+	ck_assert_int_eq(pipe(ready), 0);
+	child = fork();
+	if (!child) {
+		close(ready[0]);
+		if (setegid(4242) || seteuid(4343) || write(ready[1], "", 1) != 1)
+			_exit(1);
+		pause();
+	}
+	close(ready[1]);
+	ck_assert_int_eq(read(ready[0], &c, 1), 1);
+	ck_assert_int_eq(qemu_process_ids(child, &uid, &gid), 0);
+	ck_assert_uint_eq(uid, 4343);
+	ck_assert_uint_eq(gid, 4242);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	ck_assert_int_eq(qemu_process_ids(child, &uid, &gid), -ESRCH);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("ramblock");
@@ -292,6 +361,7 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
+	log_init(getenv("VERBOSE") ? 2 : open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_WARN, NULL, false);
 	tcase_add_test(t, ramblocks);
 	tcase_add_loop_test(t, bad_ramblocks, 0, ARRAY_SIZE(bad_info));
 	tcase_add_test(t, long_name);
@@ -302,6 +372,8 @@ int main(void)
 	tcase_add_test(t, args);
 	tcase_add_loop_test(t, opts, 0, ARRAY_SIZE(opt));
 	tcase_add_test(t, qmp_socket);
+	tcase_add_test(t, path_of_a_socket);
+	tcase_add_test(t, ids_of_a_process);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);
