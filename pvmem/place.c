@@ -2,6 +2,7 @@
 #include "pvmem/place.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,27 +24,47 @@ void pv_placer_fini(struct pv_placer *pl)
 	pl->in_ram = pl->decided = NULL;
 }
 
+// ram_left is what all chunks in memory leave, this one's former pages not counted.
 static bool goes_to_ram(struct pv_placer *pl, uint64_t chunk, size_t nr_pages)
 {
 	if (!bitmap_test(pl->decided, chunk)) {
 		bitmap_set(pl->decided, chunk);
-		if (nr_pages <= pl->ram_left) {
-			bitmap_set(pl->in_ram, chunk);
-			pl->ram_left -= nr_pages;
-		}
+		bitmap_set(pl->in_ram, chunk);
 	}
+	if (nr_pages > pl->ram_left) // a chunk that has outgrown the budget leaves memory, for good
+		bitmap_clear(pl->in_ram, chunk);
 	return bitmap_test(pl->in_ram, chunk);
+}
+
+static const struct pv_block *block_of(const struct pv_placer *pl, uint64_t chunk)
+{
+	const struct pv_block *b = pl->blocks;
+
+	while (b + 1 < pl->blocks + pl->nr_blocks && chunk * PV_CHUNK_SIZE >= b[1].off)
+		b++;
+	return b;
+}
+
+// Gives the memory of pages back that were placed before and are not any more.
+static int give_back(const struct pv_placer *pl, uint64_t chunk, const uint64_t which[PV_WORDS])
+{
+	const struct pv_block *b = block_of(pl, chunk);
+
+	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n)
+		if (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE),
+			      (off_t)(n * PAGE_SIZE)) < 0)
+			return -errno;
+	return 0;
 }
 
 static void place_in_ram(struct pv_placer *pl, struct pv_placing *p)
 {
 	struct pv_pages *pages = &pl->pages[p->chunk];
-	const struct pv_block *b = pl->blocks;
+	const struct pv_block *b = block_of(pl, p->chunk);
 	const char *from = p->packed;
 	char *to;
 
-	while (b + 1 < pl->blocks + pl->nr_blocks && p->chunk * PV_CHUNK_SIZE >= b[1].off)
-		b++;
+	pl->ram_left -= bitmap_count(p->present, PV_CHUNK_PAGES);
 	to = b->map + (p->chunk * PV_CHUNK_SIZE - b->off);
 	for (size_t i = 0, n; (n = bitmap_next_run(p->present, PV_CHUNK_PAGES, &i)); i += n) {
 		memcpy(to + i * PAGE_SIZE, from, n * PAGE_SIZE);
@@ -102,14 +123,25 @@ static void place_in_swap(struct pv_placer *pl, struct pv_placing *p)
 void pv_place(struct pv_placer *pl, struct pv_placing *p)
 {
 	size_t nr = bitmap_count(p->present, PV_CHUNK_PAGES);
-	uint64_t all[PV_WORDS];
+	struct pv_pages *pages = &pl->pages[p->chunk];
+	uint64_t all[PV_WORDS], former[PV_WORDS];
+	bool ram;
+	int err;
 
 	p->placer = pl;
 	p->err = 0;
 	memset(all, 0xff, sizeof all);
-	memset(pl->pages[p->chunk].valid, 0, sizeof all);
-	pv_pages_set_home(&pl->pages[p->chunk], all, PV_HOME_ZERO);
-	if (!nr || goes_to_ram(pl, p->chunk, nr)) {
+	memcpy(former, pages->valid, sizeof former);
+	pl->ram_left += bitmap_count(former, PV_CHUNK_PAGES);
+	ram = !nr || goes_to_ram(pl, p->chunk, nr);
+	for (unsigned w = 0; ram && w < PV_WORDS; w++)
+		former[w] &= ~p->present[w];
+	memset(pages->valid, 0, sizeof all);
+	pv_pages_set_home(pages, all, PV_HOME_ZERO);
+	err = give_back(pl, p->chunk, former);
+	if (err) {
+		p->done(p, err);
+	} else if (ram) {
 		place_in_ram(pl, p);
 		p->done(p, 0);
 	} else {

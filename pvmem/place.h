@@ -9,7 +9,8 @@
 //                        +-- the rest ---------------> swap image     home SWAP
 //   page of zeros -------------------------------------- nowhere      home ZERO
 //
-// Nothing is paged in or out. The decision is made once a chunk; what comes again goes where the first copy went.
+// Nothing is paged in or out. The decision is made once a chunk; what comes again goes where the first copy went, unless it
+// has outgrown the budget.
 #pragma once
 #include <stdint.h>
 

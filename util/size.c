@@ -44,7 +44,7 @@ const char *size_format(uint64_t bytes, char buf[16])
 	double v = (double)bytes;
 	unsigned i = 0;
 
-	while (v >= 1023.95 && i + 1 < ARRAY_SIZE(unit)) {
+	while (v >= 1023.5 && i + 1 < ARRAY_SIZE(unit)) {
 		v /= 1024;
 		i++;
 	}
