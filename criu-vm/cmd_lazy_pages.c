@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
@@ -63,6 +64,7 @@ static int run(int argc, char **argv)
 	rd.fd = o.lock_fd;
 	fcntl(o.lock_fd, F_SETFD, FD_CLOEXEC);
 	fcntl(o.launch_fd, F_SETFD, FD_CLOEXEC);
+	prctl(PR_SET_NAME, "criu-vm"); // it was started as /proc/self/exe
 	// It ends with its VM: what a terminal or a service manager sends to the others must not end it.
 	cmd_ignore_signals();
 	log_init(STDERR_FILENO, log_max() > LOG_INFO ? log_max() : LOG_INFO, o.name, true);

@@ -19,7 +19,8 @@ PROGRAM_TIMEOUT = 300
 # Of zdtm's guests and flavours, those that fit into a check; `make zdtm` runs all.
 ZDTM_CHECK = [
     ["-a", "tcg", "-t", "memory", "-t", "linux"],
-    ["-a", "tcg", "-t", "memory-random", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
+    ["-a", "tcg", "-t", "memory-random", "-f", "lazy-small"],
+    ["-a", "tcg", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
      "-t", "timer", "-t", "touch", "-f", "eager-small", "-f", "lazy-small"],
     ["-a", "tcg", "-t", "disk", "-t", "disk-threads", "-t", "disk-uring", "-f", "lazy-small"],
     ["-a", "kvm", "-t", "memory", "-t", "smp", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "eager", "-f", "lazy-small"],
