@@ -33,6 +33,7 @@ FLAVOURS = {
     "plain": None,
     "spoil": None,
 }
+LEAST_BUDGET = 16     # MiB, as criu-vm accepts it
 DEFAULT_FLAVOURS = ["eager", "eager-small", "lazy", "lazy-small", "spoil"]
 SPOILED = {"memory", "smp", "disk", "linux"}
 
@@ -48,7 +49,7 @@ class Test:
         self.vm_name = f"zdtm-{os.getpid()}-{guest.name}-{flavour}-{accel}"
         self.ram = guest.ram_mib(accel)
         self.few = 1 if accel == "kvm" and SLOW_KVM else 3      # passes
-        self.budget = self.ram // opts.share if flavour.endswith("-small") else None     # MiB
+        self.budget = max(self.ram // opts.share, LEAST_BUDGET) if flavour.endswith("-small") else None     # MiB
         self.tmp, self.console, self.sampler, self.qemu = "", None, None, None
         self.notes, self.left = {}, []
 
