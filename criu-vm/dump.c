@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -89,6 +91,15 @@ static void close_images(void *ctx)
 	d->writer = NULL;
 }
 
+// Renaming is what makes a checkpoint: from then on its VM may not run on by itself.
+static bool is_complete(const char *dir)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof path, "%s/inventory.img", dir);
+	return !access(path, F_OK);
+}
+
 // A process that outlives us, also when we are killed: if the line to it is cut without a word, it lets the VM run on.
 // It shares our connection to the monitor, since QEMU serves one.
 static int start_guardian(struct dump *d)
@@ -106,7 +117,7 @@ static int start_guardian(struct dump *d)
 		setsid();
 		cmd_ignore_signals();
 		close(line[1]);
-		if (!read(line[0], &word, 1)) {
+		if (!read(line[0], &word, 1) && !is_complete(d->o->dir)) {
 			fcntl(qmp_fd(d->vm->qmp), F_SETFL, 0);
 			if (write(qmp_fd(d->vm->qmp), cont, sizeof cont - 1) > 0)
 				sleep(GUARDIAN_LINGER_S); // QEMU forgets a command whose client has gone before it was run

@@ -211,7 +211,12 @@ int launch_start(const struct launch_opts *o, struct launch *l)
 		l->qemu_pidfd = (int)syscall(SYS_pidfd_open, l->qemu, 0);
 	if (l->qemu_pidfd >= 0)
 		return 0;
-	log_err("cannot start QEMU: %s", r ? strerror(-r) : msg);
+	if (cmd_interrupted()) {
+		log_err("interrupted; the new VM is being removed");
+		r = -EINTR;
+	} else {
+		log_err("cannot start QEMU: %s", r ? strerror(-r) : msg);
+	}
 	launch_abort(l);
 	return r ? r : -ECHILD;
 }

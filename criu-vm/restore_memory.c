@@ -54,11 +54,9 @@ static int make_swap(struct restore *r)
 	full = realpath(path, NULL); // the pager may be asked from anywhere
 	r->state.swap_path = full ? full : strdup(path);
 	r->state.swap_sparse = r->o->swap_sparse;
-	if (!fstat(r->swap.fd, &st)) {
-		r->state.swap_dev = st.st_dev;
-		r->state.swap_ino = st.st_ino;
-	}
-	err = r->state.swap_path ? vm_state_save(&r->rd, &r->state) : -ENOMEM;
+	err = file_identity(r->swap.fd, &r->state.swap_ino, &r->state.swap_born_ns);
+	if (!err)
+		err = r->state.swap_path ? vm_state_save(&r->rd, &r->state) : -ENOMEM;
 	if (err)
 		pv_swap_destroy(&r->swap);
 	return err;

@@ -18,6 +18,7 @@
 
 #include "pvmem/swap.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/log.h"
 
 #define RECLAIM_WAITS 100
@@ -42,7 +43,7 @@ static int set_paths(const char *root, const char *name, struct run_dir *rd)
 	*rd = RUN_DIR_NONE;
 	rd->root = realpath(root, NULL);
 	if (!rd->root)
-		return -errno;
+		return errno ? -errno : -EIO;
 	rd->name = strdup(name);
 	r = rd->name ? asprintf(&rd->path, "%s/%s", rd->root, name) : -1;
 	if (r > 0)
@@ -175,11 +176,11 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 static int delete_swap(const struct vm_state *s)
 {
 	_cleanup_close_ int fd = open(s->swap_path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-	struct stat st;
+	uint64_t ino, born_ns;
 
-	if (fd < 0 || fstat(fd, &st) < 0 || st.st_dev != s->swap_dev || st.st_ino != s->swap_ino)
+	if (fd < 0 || file_identity(fd, &ino, &born_ns) || ino != s->swap_ino || born_ns != s->swap_born_ns)
 		return -1;
-	pv_swap_delete(fd, s->swap_path, (uint64_t)st.st_size);
+	pv_swap_delete(fd, s->swap_path, s->nr_chunks * PV_CHUNK_SIZE);
 	return steal_fd(&fd);
 }
 
@@ -253,6 +254,17 @@ int run_dir_listen(const struct run_dir *rd, const char *file)
 		return r;
 	}
 	return steal_fd(&fd);
+}
+
+int file_identity(int fd, uint64_t *ino, uint64_t *born_ns)
+{
+	struct statx st;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &st) < 0)
+		return -errno;
+	*ino = st.stx_ino;
+	*born_ns = st.stx_mask & STATX_BTIME ? (uint64_t)st.stx_btime.tv_sec * NSEC_PER_SEC + st.stx_btime.tv_nsec : 0;
+	return 0;
 }
 
 uint64_t process_start(pid_t pid)

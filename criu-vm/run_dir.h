@@ -40,7 +40,7 @@ struct vm_state {
 	uint64_t budget, ram;  // bytes
 	uint64_t nr_chunks;
 	char *swap_path;       // NULL: no swap image
-	uint64_t swap_dev, swap_ino; // of that file: another one may have got its path since
+	uint64_t swap_ino, swap_born_ns; // of that file: another one may have got its path, and even its inode, since
 	bool swap_sparse;
 	char *images;          // directory of the page source, or NULL
 	char *log;
@@ -78,6 +78,9 @@ bool vm_state_qemu_alive(const struct vm_state *s, int *pidfd);
 
 // The page table. create: a new one, of zeros. Unmap with munmap(pages, nr_chunks * sizeof).
 int run_dir_map_pages(const struct run_dir *rd, uint64_t nr_chunks, bool create, struct pv_pages **pages);
+
+// What tells a file from others that have its path before or after it: inode and time of birth (0 where unknown).
+int file_identity(int fd, uint64_t *ino, uint64_t *born_ns);
 
 // Start of a process in clock ticks after boot, 0 if there is none.
 uint64_t process_start(pid_t pid);

@@ -68,8 +68,10 @@ static void *open_monitor(void *arg)
 	for (size_t i = 0; i < json_array_size(cpus) && m->nr_vcpus < ARRAY_SIZE(m->vcpus); i++)
 		m->vcpus[m->nr_vcpus++] = (pid_t)json_integer_value(json_object_get(json_array_get(cpus, i), "thread-id"));
 	json_decref(cpus);
-	if (write(m->done_fd, &m, sizeof m) != sizeof m)
-		abort(); // a pipe of our own takes eight bytes
+	if (write(m->done_fd, &m, sizeof m) != sizeof m) { // the VM has ended meanwhile
+		qmp_close(m->qmp);
+		free(m);
+	}
 	return NULL;
 }
 
@@ -383,9 +385,6 @@ static void detach(struct vm_pager *v)
 		}
 	free(v->blocks);
 	free(v->ended_by);
-	for (unsigned i = 0; i < 2; i++)
-		if (v->opened[i] > 0)
-			close(v->opened[i]);
 	for (unsigned i = 0; i < 2; i++)
 		if (v->opened[i] > 0)
 			close(v->opened[i]);

@@ -35,7 +35,8 @@ static json_t *to_json(const struct vm_state *s)
 			 "qemu_start", (json_int_t)s->qemu_start, "run", s->run, "paging", s->paging, "target_uffd", s->target_uffd,
 			 "target_ring", s->target_ring, "ring_entries", (int)s->ring_entries, "budget", (json_int_t)s->budget, "ram",
 			 (json_int_t)s->ram, "nr_chunks", (json_int_t)s->nr_chunks, "swap", string_or_null(s->swap_path), "swap_sparse",
-			 s->swap_sparse, "swap_dev", (json_int_t)s->swap_dev, "swap_ino", (json_int_t)s->swap_ino, "images", string_or_null(s->images), "log", string_or_null(s->log), "blocks", blocks);
+			 s->swap_sparse, "swap_ino", (json_int_t)s->swap_ino, "swap_born_ns",
+			 (json_int_t)s->swap_born_ns, "images", string_or_null(s->images), "log", string_or_null(s->log), "blocks", blocks);
 }
 
 int vm_state_save(const struct run_dir *rd, const struct vm_state *s)
@@ -67,7 +68,7 @@ static int copy_string(const json_t *j, char **out)
 
 static int from_json(json_t *j, struct vm_state *s)
 {
-	json_int_t start, budget, ram, nr_chunks, swap_dev, swap_ino;
+	json_int_t start, budget, ram, nr_chunks, swap_ino, swap_born_ns;
 	json_t *swap, *images, *log, *blocks;
 	int version, pid, run, paging, sparse, entries, r;
 
@@ -75,8 +76,8 @@ static int from_json(json_t *j, struct vm_state *s)
 		return -EPROTO;
 	if (json_unpack(j, "{s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:I s:I s:o s:o s:o}", "qemu", &pid, "qemu_start", &start, "run", &run,
 			"paging", &paging, "target_uffd", &s->target_uffd, "target_ring", &s->target_ring, "ring_entries", &entries,
-			"budget", &budget, "ram", &ram, "nr_chunks", &nr_chunks, "swap", &swap, "swap_sparse", &sparse, "swap_dev", &swap_dev,
-			"swap_ino", &swap_ino, "images", &images, "log",
+			"budget", &budget, "ram", &ram, "nr_chunks", &nr_chunks, "swap", &swap, "swap_sparse", &sparse, "swap_ino", &swap_ino,
+			"swap_born_ns", &swap_born_ns, "images", &images, "log",
 			&log, "blocks", &blocks) ||
 	    json_array_size(blocks) > MAX_BLOCKS)
 		return -EPROTO;
@@ -89,8 +90,8 @@ static int from_json(json_t *j, struct vm_state *s)
 	s->ram = (uint64_t)ram;
 	s->nr_chunks = (uint64_t)nr_chunks;
 	s->swap_sparse = sparse;
-	s->swap_dev = (uint64_t)swap_dev;
 	s->swap_ino = (uint64_t)swap_ino;
+	s->swap_born_ns = (uint64_t)swap_born_ns;
 	if ((r = copy_string(swap, &s->swap_path)) || (r = copy_string(images, &s->images)) || (r = copy_string(log, &s->log)))
 		return r;
 	s->nr_blocks = json_array_size(blocks);

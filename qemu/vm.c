@@ -267,7 +267,7 @@ static int connect_of_process(struct qemu_vm *vm)
 					vm->pid, reach, qmp_peer_pid(vm->qmp));
 			qmp_close(vm->qmp);
 			vm->qmp = NULL;
-			ret = -ESTALE;
+			ret = -ENXIO;
 		}
 		if (!ret) {
 			vm->qmp_path = strdup(reach);
