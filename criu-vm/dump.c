@@ -34,7 +34,8 @@
 #define CHUNK_SIZE (1 * MiB)
 #define CHUNK_PAGES (CHUNK_SIZE / PAGE_SIZE)
 #define FREEZE_TIMEOUT_MS 5000
-#define KILL_TIMEOUT_MS 10000
+#define KILL_TIMEOUT_NS (30 * NSEC_PER_SEC)
+#define KILL_POLL_MS 1000
 #define GO_ON_TIMEOUT_MS 120000
 #define GUARDIAN_LINGER_S 5
 
@@ -425,11 +426,13 @@ static int commit(void *ctx)
 static int end_source(struct dump *d)
 {
 	struct pollfd p = { .fd = d->vm->pidfd, .events = POLLIN };
+	uint64_t end = clock_now_ns() + KILL_TIMEOUT_NS;
 
 	if (!syscall(SYS_pidfd_send_signal, d->vm->pidfd, SIGKILL, NULL, 0)) {
 		thaw(d); // a thread that is traced ends only when it is let go
-		if (poll(&p, 1, KILL_TIMEOUT_MS) > 0)
-			return 0;
+		while (clock_now_ns() < end) // it is too late for Ctrl-C
+			if (poll(&p, 1, KILL_POLL_MS) > 0)
+				return 0;
 	}
 	log_err("%s is complete, but QEMU %d could not be ended; it is stopped, and must not run on beside a restored copy", d->o->dir, d->vm->pid);
 	return -ESTALE;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -26,6 +27,7 @@
 #include "util/loop.h"
 
 #define MONITOR_TIMEOUT_MS 30000
+#define REOPEN_AFTER_MS 500
 
 enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE };
 
@@ -50,7 +52,8 @@ struct vm_pager {
 // The monitor is opened by a thread: QEMU's main thread, which answers, may be waiting for a page that this process serves.
 struct monitor_thread {
 	char path[PATH_MAX];
-	int done_fd;
+	int done_fd, qemu_pidfd;
+	bool again; // it was open before
 	struct qmp *qmp;
 	pid_t vcpus[1024];
 	size_t nr_vcpus;
@@ -62,7 +65,10 @@ static void *open_monitor(void *arg)
 	struct monitor_thread *m = arg;
 	json_t *cpus = NULL;
 
-	m->err = qmp_open(m->path, MONITOR_TIMEOUT_MS, &m->qmp);
+	if (m->again && poll(&(struct pollfd){ .fd = m->qemu_pidfd, .events = POLLIN }, 1, REOPEN_AFTER_MS))
+		m->err = -ESRCH; // it was lost because QEMU was ending
+	if (!m->err)
+		m->err = qmp_open(m->path, MONITOR_TIMEOUT_MS, &m->qmp);
 	if (!m->err)
 		m->err = qmp_call(m->qmp, "query-cpus-fast", NULL, &cpus);
 	for (size_t i = 0; i < json_array_size(cpus) && m->nr_vcpus < ARRAY_SIZE(m->vcpus); i++)
@@ -186,7 +192,8 @@ static void monitor_opened(struct loop_op *op, int res)
 	v->opened[0] = v->opened[1] = -1;
 	v->qmp = m->qmp;
 	if (v->started && m->err) {
-		log_err("QEMU's monitor does not answer; nothing can be paged out any more");
+		if (m->err != -ESRCH)
+			log_err("QEMU's monitor does not answer; nothing can be paged out any more");
 	} else if (m->err || lp_pager_set_vcpus(v->lp, m->vcpus, m->nr_vcpus)) {
 		cannot_start(v, "its monitor does not answer");
 	} else {
@@ -218,6 +225,8 @@ static int start_monitor(struct vm_pager *v)
 	}
 	run_dir_file(v->rd, "qmp.sock", m->path, sizeof m->path);
 	m->done_fd = v->opened[1];
+	m->qemu_pidfd = v->qemu_pidfd;
+	m->again = v->started;
 	v->opened_op.done = monitor_opened;
 	loop_poll_in(lp_pager_loop(v->lp), &v->opened_op, v->opened[0]);
 	sigfillset(&all);
