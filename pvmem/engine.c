@@ -295,20 +295,24 @@ static void retry_remaps(struct pv_engine *e, bool slow)
 	}
 }
 
-void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
 	const struct pv_block *b = pv_block_of(e, chunk);
-	struct pv_pages *p = pv_pages_of(e, chunk);
 
 	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n) {
 		uint64_t at = chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE;
 
-		if (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(n * PAGE_SIZE)) < 0) {
-			log_err("cannot punch guest RAM: %s", strerror(errno)); // not known to happen; the pages stay charged
-			continue;
-		}
-		e->charged -= n;
+		if (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(n * PAGE_SIZE)) < 0)
+			log_err("cannot punch guest RAM: %s", strerror(errno)); // not known to happen
 	}
+}
+
+void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+{
+	struct pv_pages *p = pv_pages_of(e, chunk);
+
+	pv_punch_pages(e, chunk, which);
+	e->charged -= bitmap_count(which, PV_CHUNK_PAGES);
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		p->valid[w] &= ~which[w];
 }

@@ -77,7 +77,9 @@ uint64_t pv_chunk_hva(const struct pv_engine *e, uint64_t chunk);
 char *pv_chunk_map(const struct pv_engine *e, uint64_t chunk);
 // Maps valid pages into QEMU and wakes who waits for them. Never fails: what can't be done now is done later.
 void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
-// Gives memory of the memfd back. The pages are charged no longer, and valid no longer.
+// Gives memory of the memfd back.
+void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
+// Punches pages that are valid, or were being read. They are charged no longer, and valid no longer.
 void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
 // After I/O of a chunk has ended or a page of it is gone: puts it where it belongs.
 void pv_chunk_settle(struct pv_engine *e, uint64_t chunk);

@@ -94,6 +94,19 @@ bool pv_make_free(struct pv_engine *e, uint64_t pages)
 	return pv_free_pages(e) >= pages;
 }
 
+// A page that the guest discarded between the order to write it and the write: to be written, it was allocated again.
+static void give_back_discarded(struct pv_engine *e, const struct write_out *w)
+{
+	const struct pv_pages *p = pv_pages_of(e, w->chunk);
+	uint64_t gone[PV_WORDS] = { 0 }, flight[PV_WORDS];
+
+	bitmap_set_range(gone, w->first, w->nr);
+	pv_pages_in_flight(&e->chunks[w->chunk], flight);
+	for (unsigned i = 0; i < PV_WORDS; i++)
+		gone[i] &= ~p->valid[i] & ~flight[i];
+	pv_punch_pages(e, w->chunk, gone);
+}
+
 static void write_out_done(struct loop_op *op, int res)
 {
 	struct write_out *w = list_entry(op, struct write_out, op);
@@ -115,6 +128,7 @@ static void write_out_done(struct loop_op *op, int res)
 				pv_page_set_home(p, i, PV_HOME_SWAP);
 		e->stats.out_written += w->nr;
 	}
+	give_back_discarded(e, w);
 	if (!--c->nr_writes) {
 		bool failed = c->write_failed;
 

@@ -3,7 +3,7 @@
 // pages filled by direct I/O, each of them knowing at any moment what every page must hold.
 //
 // A page holds words counted up from its seed; seed 0: zeros. A page is changed by who has made its sequence number odd; who
-// reads while that happens has touched the page, and compares nothing.
+// reads while that happens has touched the page, and compares nothing. A page given back holds zeros or what it held before.
 #pragma once
 #include <pthread.h>
 #include <sched.h>
@@ -50,6 +50,7 @@ struct guest {
 	int dma_fd;                 // a file, O_DIRECT; page k has guest_mix(k)
 	size_t dma_pages;
 	bool reads_only;            // of GUEST_RANDOM
+	bool zeros;                 // what is given back must be zeros from then on
 	_Atomic bool stop;
 	_Atomic uint32_t drains;
 	struct worker worker[GUEST_WORKERS];
@@ -57,6 +58,7 @@ struct guest {
 	struct { size_t page, word; uint64_t want, got; } first_wrong;
 	_Atomic uint32_t seq[GUEST_MAX_PAGES];
 	uint64_t seed[GUEST_MAX_PAGES];
+	uint64_t other[GUEST_MAX_PAGES]; // what else the page may hold; 0: nothing
 };
 
 static inline uint64_t guest_mix(uint64_t v) // splitmix64's; never 0
@@ -112,10 +114,21 @@ static inline bool guest_acquire(struct guest *g, size_t page)
 	return guest_page(g, page) && !(seq & 1) && atomic_compare_exchange_strong(&g->seq[page], &seq, seq + 1);
 }
 
-static inline void guest_release(struct guest *g, size_t page, uint64_t seed)
+static inline void guest_release(struct guest *g, size_t page, uint64_t seed, uint64_t other)
 {
 	g->seed[page] = seed;
+	g->other[page] = other;
 	atomic_fetch_add(&g->seq[page], 1);
+}
+
+// Of an acquired page. Of two things that it may hold, one is found; it must be that from then on.
+static inline void guest_verify(struct guest *g, size_t page)
+{
+	uint64_t found = *(volatile uint64_t *)guest_page(g, page);
+
+	if (g->other[page] && found == guest_word(g->other[page], 0))
+		g->seed[page] = g->other[page];
+	guest_compare(g, page, guest_page(g, page), g->seed[page]);
 }
 
 // False: somebody changed the page meanwhile, nothing was learnt.
@@ -126,6 +139,13 @@ static inline bool guest_read(struct guest *g, size_t page)
 
 	if (seq & 1)
 		return false;
+	if (g->other[page]) {
+		if (!guest_acquire(g, page))
+			return false;
+		guest_verify(g, page);
+		guest_release(g, page, g->seed[page], 0);
+		return true;
+	}
 	memcpy(copy, guest_page(g, page), PAGE_SIZE);
 	atomic_thread_fence(memory_order_acquire);
 	if (atomic_load(&g->seq[page]) != seq)
@@ -139,9 +159,9 @@ static inline bool guest_write(struct guest *g, size_t page, uint64_t seed, bool
 	if (!guest_acquire(g, page))
 		return false;
 	if (verify)
-		guest_compare(g, page, guest_page(g, page), g->seed[page]);
+		guest_verify(g, page);
 	guest_fill(guest_page(g, page), seed);
-	guest_release(g, page, seed);
+	guest_release(g, page, seed, 0);
 	return true;
 }
 
@@ -154,8 +174,8 @@ static inline void guest_discard(struct guest *g, size_t first, size_t nr)
 		n++;
 	if (n && madvise(guest_page(g, first), n * PAGE_SIZE, MADV_REMOVE))
 		g->wrong++;
-	for (size_t i = 0; i < n; i++)
-		guest_release(g, first + i, 0);
+	for (size_t i = first; i < first + n; i++)
+		guest_release(g, i, 0, g->zeros ? 0 : g->other[i] ? g->other[i] : g->seed[i]);
 }
 
 // One read of consecutive pages of the file into pages here and there.
@@ -174,7 +194,7 @@ static inline void guest_dma(struct guest *g, size_t nr, uint64_t *random)
 	if (n && preadv(g->dma_fd, iov, (int)n, (off_t)(from * PAGE_SIZE)) != (ssize_t)(n * PAGE_SIZE))
 		g->wrong++;
 	for (size_t i = 0; i < n; i++)
-		guest_release(g, page[i], guest_mix(from + i));
+		guest_release(g, page[i], guest_mix(from + i), 0);
 }
 
 static inline void guest_random_op(struct guest *g, uint64_t *random)

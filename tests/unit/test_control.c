@@ -324,6 +324,7 @@ struct liar {
 	int listen_fd;
 	const char *says;
 	size_t times;
+	useconds_t pause; // before it goes on
 };
 
 static void *lie(void *arg)
@@ -334,7 +335,7 @@ static void *lie(void *arg)
 
 	if (recv(fd, request, sizeof request, 0) > 0)
 		for (size_t i = 0; i < l->times; i++)
-			if (send(fd, l->says, strlen(l->says), MSG_NOSIGNAL) < 0)
+			if (send(fd, l->says, strlen(l->says), MSG_NOSIGNAL) < 0 || (l->pause && usleep(l->pause)))
 				break;
 	close(fd);
 	return NULL;
@@ -359,6 +360,19 @@ START_TEST(bad_answer)
 }
 END_TEST
 
+// It says something again and again, and never all of it.
+START_TEST(endless_answer)
+{
+	struct liar l = { .listen_fd = listener(1), .says = "[", .times = 10000, .pause = 20000 };
+	pthread_t thread;
+
+	ck_assert_int_eq(pthread_create(&thread, NULL, lie, &l), 0);
+	ck_assert_uint_le(timed_out_ms(), 3000);
+	pthread_join(thread, NULL);
+	close(l.listen_fd);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("control");
@@ -377,6 +391,7 @@ int main(void)
 	tcase_add_test(t, nobody_there);
 	tcase_add_test(t, no_answer);
 	tcase_add_test(t, no_place);
+	tcase_add_test(t, endless_answer);
 	tcase_add_loop_test(t, bad_answer, 0, ARRAY_SIZE(liars));
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

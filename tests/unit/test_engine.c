@@ -12,7 +12,7 @@
 
 static void quiet(void)
 {
-	log_init(open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_ERROR, NULL, false);
+	log_init(-1, LOG_ERROR, NULL, false); // to nobody
 }
 
 static void start(struct rig *r)
@@ -41,11 +41,12 @@ static void write_until_drain_is_held(struct rig *r)
 	ck_assert_msg(rig_until(r, r->drain_held, 2000), "%lu MiB are in memory, and no page-out begins", rig_memory(r) / MiB);
 }
 
-// Nothing of what comes is faster than the disk, so memory is under the budget again before long.
-static void expect_budget_kept_again(struct rig *r)
+// What went wrong is over: before long, memory is within the budget, and there is nothing to complain of.
+static void expect_all_well(struct rig *r)
 {
 	ck_assert_msg(rig_until(r, rig_memory(r) <= BUDGET, 5000), "%lu KiB in memory", rig_memory(r) / KiB);
-	ck_assert_uint_eq(rig_stats(r).overdraft, 0);
+	ck_assert(rig_until(r, !rig_stats(r).trouble, 2000));
+	ck_assert_uint_eq(rig_stats(r).overdraft + rig_stats(r).reads_waiting, 0);
 }
 
 // Everything is pushed out and read back in.
@@ -73,6 +74,7 @@ static void init_torture(struct rig *r)
 	size_t quarter;
 
 	rig_init(r, 40 * 256 + 12, 24 * 256, BUDGET);
+	r->g->zeros = false; // some are given back at the very moment in which their chunk is zapped
 	quarter = r->g->nr_pages / 4;
 	rig_put(r, 0, 2000, PV_HOME_NONE);
 	rig_put(r, quarter, quarter, PV_HOME_SWAP);
@@ -81,7 +83,7 @@ static void init_torture(struct rig *r)
 
 static const enum mm_zap_method methods[] = { MM_ZAP_RING, MM_ZAP_PAGEOUT };
 
-// vCPUs only, and no drain takes long: there is no excuse for going beyond the budget.
+// vCPUs only, and no drain takes any time: there is no excuse for going beyond the budget.
 START_TEST(vcpus)
 {
 	struct pv_stats s;
@@ -89,6 +91,7 @@ START_TEST(vcpus)
 
 	init_torture(&r);
 	r.method = methods[_i];
+	r.drain = DRAIN_NOW;
 	for (size_t i = 0; i < GUEST_WORKERS; i++)
 		r.vcpu[i] = true;
 	rig_start(&r);
@@ -115,7 +118,7 @@ START_TEST(dma)
 	ck_assert_uint_lt(s.vcpu_faults, s.faults);
 	ck_assert(s.drains && s.drain_ns && s.drain_ns_max <= s.drain_ns && s.out_written && s.chunks_rescued);
 	ck_assert_msg(r.most <= BUDGET + s.overdraft_max * PAGE_SIZE, "%lu KiB too many", (r.most - BUDGET) / KiB - s.overdraft_max * 4);
-	expect_budget_kept_again(&r);
+	expect_all_well(&r);
 	rig_end(&r);
 }
 END_TEST
@@ -258,7 +261,7 @@ START_TEST(withheld_drain)
 	ck_assert_uint_gt(rig_stats(&r).faults_delayed, 0);
 	ck_assert(r.drain_held);
 	rig_release_drain(&r);
-	expect_budget_kept_again(&r);
+	expect_all_well(&r);
 	ck_assert_uint_gt(rig_stats(&r).overdraft_max, 0);
 	verify_all(&r);
 	rig_end(&r);
@@ -277,9 +280,8 @@ START_TEST(failing_drain)
 	ck_assert_uint_eq(rig_stats(&r).out_written + rig_stats(&r).chunks_out, 0);
 	ck_assert(rig_until(&r, rig_stats(&r).trouble, 2000));
 	r.drain = DRAIN_WAIT;
-	expect_budget_kept_again(&r);
+	expect_all_well(&r);
 	verify_all(&r);
-	ck_assert_ptr_null(rig_stats(&r).trouble);
 	rig_end(&r);
 }
 END_TEST
@@ -302,7 +304,10 @@ START_TEST(write_error)
 	int good, bad;
 	struct rig r;
 
-	start(&r);
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	r.vcpu[0] = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
 	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
 	verify_all(&r);
 	good = r.swap.fd;
@@ -311,11 +316,13 @@ START_TEST(write_error)
 	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
 	ck_assert_str_eq(rig_stats(&r).trouble, "the swap image cannot be written");
 	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST);
+	rig_order(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // more than there is room for: it waits
+	ck_assert(!rig_until(&r, rig_idle(&r), 1300));
+	ck_assert_uint_le(r.most, BUDGET);
 	r.swap.fd = good;
-	expect_budget_kept_again(&r);
-	rig_do(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST);
+	rig_finish(&r);
+	expect_all_well(&r);
 	verify_all(&r);
-	ck_assert_ptr_null(rig_stats(&r).trouble);
 	close(bad);
 	rig_end(&r);
 }
@@ -341,8 +348,7 @@ START_TEST(read_error)
 	ck_assert_uint_gt(rig_stats(&r).reads_waiting, 0);
 	r.swap.fd = good;
 	rig_finish(&r);
-	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 0);
-	ck_assert_ptr_null(rig_stats(&r).trouble);
+	expect_all_well(&r);
 	verify_all(&r);
 	close(bad);
 	rig_end(&r);
@@ -366,7 +372,7 @@ START_TEST(source_error)
 	ck_assert_uint_eq(r.g->worker[0].touched + r.g->worker[1].touched, 0);
 	ck_assert_str_eq(rig_stats(&r).trouble, "the test's source fails");
 	rig_finish(&r);
-	ck_assert(!rig_stats(&r).reads_waiting && !rig_stats(&r).trouble);
+	expect_all_well(&r);
 	verify_all(&r);
 	rig_end(&r);
 }
@@ -387,6 +393,7 @@ START_TEST(discards)
 {
 	static bool zapped[FIRST];
 	uint64_t memory;
+	struct stat st;
 	size_t at = 0;
 	struct rig r;
 
@@ -414,6 +421,10 @@ START_TEST(discards)
 	rig_release_drain(&r);
 	verify_all(&r);
 	verify_all(&r);
+	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
+	ck_assert(rig_until(&r, rig_stats(&r).empty == NR_PAGES && rig_memory(&r) == 0, 2000));
+	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
+	ck_assert_int_eq(st.st_blocks, 0); // it gives back what it has of them
 	rig_end(&r);
 }
 END_TEST
@@ -462,6 +473,30 @@ START_TEST(discard_when_read)
 	rig_listen(&r);
 	rig_finish(&r);
 	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// The guest gives pages back whose write-out has begun, but may not have looked at them yet.
+START_TEST(discard_while_written)
+{
+	static bool zapped[FIRST];
+	size_t at = 0;
+	struct rig r;
+
+	start(&r);
+	write_until_drain_is_held(&r);
+	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
+	while (!zapped[at])
+		at++;
+	r.deaf = true;
+	rig_order(&r, 1, GUEST_DISCARD, at, 100);
+	rig_pass(&r, 50); // it waits for its event to be read
+	rig_release_drain(&r);
+	r.more = pv_balance(r.e); // writes
+	r.deaf = false;
+	rig_listen(&r);
+	rig_finish(&r);
 	rig_end(&r);
 }
 END_TEST
@@ -605,7 +640,7 @@ static void add(Suite *s, const TTest *test, size_t times)
 {
 	TCase *t = tcase_create(test->name);
 
-	tcase_set_timeout(t, 60);
+	tcase_set_timeout(t, 120);
 	tcase_add_loop_test(t, test, 0, (int)times);
 	suite_add_tcase(s, t);
 }
@@ -636,6 +671,7 @@ int main(void)
 	add(s, discards, 1);
 	add(s, discard_while_read, 1);
 	add(s, discard_when_read, 1);
+	add(s, discard_while_written, 1);
 	add(s, discard_meets_zap, ARRAY_SIZE(methods));
 	add(s, mapped_already, 1);
 	add(s, next_engine, 1);

@@ -341,15 +341,12 @@ START_TEST(write_errors)
 	signal(SIGXFSZ, SIG_IGN);
 	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
 	for (uint64_t i = 0; i < CHUNKS; i++)
-		arrive(&t, &a[i], i, often);
+		arrive(&t, &a[i], i, all);
 	limit.rlim_cur = RLIM_INFINITY;
 	for (uint64_t i = 0; i < CHUNKS; i++) {
 		int err = finish(&t, &a[i]);
 
-		if (i < 3)
-			ck_assert_int_eq(err, 0);
-		else
-			ck_assert(err == -EFBIG || err == -EIO); // a part of a write may have happened
+		ck_assert_int_eq(err, i < 3 ? 0 : i == 3 ? -EIO : -EFBIG); // of the fourth, a part is written
 	}
 	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
 	snprintf(path, sizeof path, "/proc/self/fd/%d", t.swap.fd);
@@ -461,7 +458,7 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
-	log_init(open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_ERROR, NULL, false);
+	log_init(-1, LOG_ERROR, NULL, false); // to nobody
 	tcase_set_timeout(t, 60);
 	tcase_add_unchecked_fixture(t, make_dir, remove_dir);
 	tcase_add_checked_fixture(t, remove_file, NULL);

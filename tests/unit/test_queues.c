@@ -176,9 +176,10 @@ START_TEST(long_idle)
 	happen_off(&m, 0, 7);
 	happen_off(&m, 1, 7);
 	happen_on(&m, 1, 0);
-	for (unsigned i = 0; i < 1000; i++)
+	for (unsigned i = 0; i < 1000; i++) {
 		age(&m);
-	ck_assert(same(&m));
+		ck_assert(same(&m));
+	}
 	ck_assert_uint_eq(pv_queues_index(&m.q, &m.chunk[0]), 0);
 	happen_off(&m, 1, 2);
 	ck_assert(same(&m));
