@@ -7,7 +7,7 @@ set -eu
 
 build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
 	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev"
-tests="check qemu-system-x86 busybox-static cpio dpkg git python3 procps util-linux"
+tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs strace"
 lint="clang-tidy cppcheck shellcheck"
 
 packages="$build $tests"

@@ -269,7 +269,7 @@ def dump_debugged(rig):
     if not shutil.which("strace"):
         raise Skip("needs strace")
     vm = rig.vm()
-    strace = rig.start(["strace", "-f", "-o", "/dev/null", "-e", "trace=none", "-p", str(vm.pid)])
+    strace = rig.start(["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=none", "-p", str(vm.pid)])
     try:
         threading.Event().wait(0.5)
         dump_fails(rig, vm.pid, str(vm.pid), "debugger")
