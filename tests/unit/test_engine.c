@@ -253,7 +253,7 @@ START_TEST(withheld_drain)
 	r.drain = DRAIN_HOLD;
 	rig_do(&r, 1, GUEST_WRITE, 0, NR_PAGES - 1000); // a device: the drain may depend on it
 	s = rig_stats(&r);
-	ck_assert_uint_eq(s.faults_delayed, 0);
+	ck_assert_uint_le(s.faults_delayed, 2); // until the drain was under way, not after
 	ck_assert_uint_ge(s.overdraft, NR_PAGES - 1000 - BUDGET / PAGE_SIZE);
 	ck_assert_uint_ge(s.overdraft_max, s.overdraft);
 	ck_assert_uint_ge(rig_memory(&r), s.budget * PAGE_SIZE + s.overdraft * PAGE_SIZE);
