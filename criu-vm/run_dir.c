@@ -46,7 +46,7 @@ static int set_paths(const char *root, const char *name, struct run_dir *rd)
 		return errno ? -errno : -EIO;
 	rd->name = strdup(name);
 	r = rd->name ? asprintf(&rd->path, "%s/%s", rd->root, name) : -1;
-	if (r > 0)
+	if (r > 0 && rd->path)
 		return 0;
 	rd->path = NULL;
 	run_dir_close(rd);
@@ -176,7 +176,7 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 static int delete_swap(const struct vm_state *s)
 {
 	_cleanup_close_ int fd = open(s->swap_path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-	uint64_t ino, born_ns;
+	uint64_t ino = 0, born_ns = 0;
 
 	if (fd < 0 || file_identity(fd, &ino, &born_ns) || ino != s->swap_ino || born_ns != s->swap_born_ns)
 		return -1;
