@@ -10,7 +10,7 @@
 #define FIRST_WINDOW 8                       // pages around a touched one of which nothing is known
 #define RETRY_NS (NSEC_PER_SEC / 2)          // between attempts to read what can't be read
 #define DELAY_TICK_NS NSEC_PER_MSEC
-#define LONG_DRAIN_NS (200 * NSEC_PER_MSEC)
+#define LONG_DRAIN_NS NSEC_PER_SEC
 
 // A fault that waits for memory: see "Overdraft" in engine.h.
 struct delayed {
