@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "criu-vm/run_dir.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -43,7 +44,7 @@ static int set_paths(const char *root, const char *name, struct run_dir *rd)
 	*rd = RUN_DIR_NONE;
 	rd->root = realpath(root, NULL);
 	if (!rd->root)
-		return errno ? -errno : -EIO;
+		return errno > 0 ? -errno : -EIO;
 	rd->name = strdup(name);
 	r = rd->name ? asprintf(&rd->path, "%s/%s", rd->root, name) : -1;
 	if (r > 0 && rd->path)
@@ -75,6 +76,7 @@ int run_dir_open(const char *root, const char *name, struct run_dir *rd)
 
 	if (r)
 		return r;
+	assert(rd->path);
 	rd->fd = open(rd->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (rd->fd >= 0)
 		return 0;

@@ -226,6 +226,7 @@ START_TEST(full_disk)
 
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", tmp, "tmpfs", 0, "size=10M")) {
 		fprintf(stderr, "full_disk: skipped, a tmpfs cannot be mounted here\n");
+		free(r.data);
 		return;
 	}
 	fill_random(r.data, r.len);
