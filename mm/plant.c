@@ -293,13 +293,14 @@ int mm_plant(pid_t pid, const struct mm_plant_opts *o, struct mm_plant *p)
 	return ret;
 }
 
-// A copy of the target's descriptor, which has to be what we planted.
-static int fetch(int pidfd, pid_t pid, int target_fd, const char *kind, int *fd)
+int mm_fetch_fd(pid_t pid, int target_fd, const char *kind, int *fd)
 {
-	_cleanup_close_ int got = pidfd_getfd(pidfd, target_fd, 0);
+	_cleanup_close_ int pidfd = pidfd_open(pid, 0), got = -1;
 	char path[32], link[64] = "";
-	int ret = got < 0 ? -errno : 0;
+	int ret = 0;
 
+	if (pidfd < 0 || (got = pidfd_getfd(pidfd, target_fd, 0)) < 0)
+		ret = -errno;
 	if (!ret) {
 		snprintf(path, sizeof path, "/proc/self/fd/%d", got);
 		if (readlink(path, link, sizeof link - 1) < 0)
@@ -332,18 +333,12 @@ static int ring_params(unsigned entries, struct io_uring_params *params)
 
 int mm_plant_fetch(pid_t pid, int target_uffd, int target_ring, unsigned ring_entries, struct mm_plant *p)
 {
-	_cleanup_close_ int pidfd = pidfd_open(pid, 0);
 	int ret;
 
 	*p = (struct mm_plant){ .uffd = -1, .ring_fd = -1, .target_uffd = target_uffd, .target_ring = target_ring };
-	if (pidfd < 0) {
-		ret = -errno;
-		log_err("process %d: %s", pid, strerror(-ret));
-		return ret;
-	}
-	ret = fetch(pidfd, pid, target_uffd, "anon_inode:[userfaultfd]", &p->uffd);
+	ret = mm_fetch_fd(pid, target_uffd, "anon_inode:[userfaultfd]", &p->uffd);
 	if (!ret && target_ring >= 0)
-		ret = fetch(pidfd, pid, target_ring, "anon_inode:[io_uring]", &p->ring_fd);
+		ret = mm_fetch_fd(pid, target_ring, "anon_inode:[io_uring]", &p->ring_fd);
 	if (!ret && target_ring >= 0)
 		ret = ring_params(ring_entries, &p->ring);
 	if (ret)

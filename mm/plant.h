@@ -32,5 +32,8 @@ int mm_plant(pid_t pid, const struct mm_plant_opts *o, struct mm_plant *p);
 // mm_plant() returned as p->ring.sq_entries. -EBADF: these numbers are not what was planted; -ESRCH; -EPERM. Logs.
 int mm_plant_fetch(pid_t pid, int target_uffd, int target_ring, unsigned ring_entries, struct mm_plant *p);
 
+// A copy of any descriptor of another process, close-on-exec. kind: what readlink() of it must give. As mm_plant_fetch().
+int mm_fetch_fd(pid_t pid, int target_fd, const char *kind, int *fd);
+
 // Closes our copies only.
 void mm_plant_fini(struct mm_plant *p);

@@ -44,6 +44,7 @@ struct mm_zapper {
 	struct io_uring ring;
 	bool ring_mapped;
 	uint32_t session;
+	unsigned foreign_tail; // of the submission queue, when we came
 
 	// MM_ZAP_PAGEOUT. fifo holds slots: reaped <= done <= queued count for ever, indexed modulo nr_slots.
 	int pidfd, eventfd;
@@ -107,7 +108,7 @@ static int init_ring(struct mm_zapper *z, const struct mm_plant *p)
 	// liburing fills the index array only of rings that it made, and takes every ring for a fresh one.
 	for (unsigned i = 0; i < params.sq_entries; i++)
 		z->ring.sq.array[i] = i;
-	z->ring.sq.sqe_head = z->ring.sq.sqe_tail = *z->ring.sq.ktail;
+	z->ring.sq.sqe_head = z->ring.sq.sqe_tail = z->foreign_tail = *z->ring.sq.ktail;
 	z->nr_slots = params.sq_entries;
 	return getrandom(&z->session, sizeof z->session, 0) == sizeof z->session ? 0 : -EIO;
 }
@@ -331,6 +332,19 @@ static bool reap_pageout(struct mm_zapper *z, unsigned *slot, int *res)
 	*slot = z->fifo[z->reaped++ % z->nr_slots];
 	*res = z->slots[*slot].res;
 	return true;
+}
+
+size_t mm_zap_foreign(struct mm_zapper *z)
+{
+	unsigned done;
+
+	if (z->method != MM_ZAP_RING)
+		return 0;
+	done = __atomic_load_n(z->ring.cq.ktail, __ATOMIC_ACQUIRE); // one completion for each, and none of ours yet
+	if ((int)(z->foreign_tail - done) <= 0)
+		return 0;
+	io_uring_enter((unsigned)z->ring.ring_fd, 0, 0, IORING_ENTER_SQ_WAKEUP, NULL);
+	return z->foreign_tail - done;
 }
 
 bool mm_zap_reap(struct mm_zapper *z, uint64_t *tag, int *res)

@@ -48,3 +48,7 @@ bool mm_zap_reap(struct mm_zapper *z, uint64_t *tag, int *res);
 
 // How many are queued or under way.
 size_t mm_zap_pending(const struct mm_zapper *z);
+
+// How many zaps that an earlier handler queued have not ended yet. They may need their REMOVE events to be read; to those
+// that it did not even start, this gives the start.
+size_t mm_zap_foreign(struct mm_zapper *z);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define LINE_MAX_LEN 2048
+#define REPEAT_AFTER_S 60
 
 static struct {
 	int fd;
@@ -16,6 +17,7 @@ static struct {
 	bool timestamps;
 	char prefix[80];
 	char last_error[LINE_MAX_LEN];
+	time_t error_at; // when last_error was written
 } state = { .fd = STDERR_FILENO, .max = LOG_WARN };
 
 static const char *const level_word[] = { "error: ", "warning: ", "", "debug: " };
@@ -36,6 +38,17 @@ enum log_level log_max(void)
 const char *log_last_error(void)
 {
 	return state.last_error;
+}
+
+// In the log of a process that tries something again and again, the same error as before.
+static bool is_repeated(const char *text)
+{
+	time_t now = time(NULL);
+
+	if (state.timestamps && !strcmp(text, state.last_error) && now - state.error_at < REPEAT_AFTER_S)
+		return true;
+	state.error_at = now;
+	return false;
 }
 
 void log_at(enum log_level level, const char *fmt, ...)
@@ -66,6 +79,8 @@ void log_at(enum log_level level, const char *fmt, ...)
 	va_end(ap);
 	if (len > text + LINE_MAX_LEN - 2)
 		len = text + LINE_MAX_LEN - 2;
+	if (level == LOG_ERROR && is_repeated(line + text))
+		goto out;
 	if (level == LOG_ERROR)
 		snprintf(state.last_error, sizeof state.last_error, "%s", line + text);
 	line[len++] = '\n';
@@ -74,5 +89,6 @@ void log_at(enum log_level level, const char *fmt, ...)
 	if (write(state.fd, line, (size_t)len) < 0) {
 		// Nobody is left to tell.
 	}
+out:
 	errno = saved_errno;
 }

@@ -7,6 +7,9 @@
 //
 //      loop_read(l, op, ...)                 done(op, res)
 //   ------------------------->  io_uring  ------------------->  next step
+//
+// Reads and writes may go through a second ring, which others hold, so that they can be waited for when this process is
+// killed (io_ring.h).
 #pragma once
 #include <liburing.h>
 #include <stdbool.h>
@@ -27,13 +30,21 @@ struct loop_timer {
 
 struct loop {
 	struct io_uring ring;
+	struct io_uring io;   // for reads and writes, if io_fd >= 0
+	int io_fd;            // borrowed
+	struct loop_op io_op; // waits for its completions
+	unsigned nr_io;       // in flight there
 	unsigned nr_busy;
-	int error; // the ring itself failed
+	int error; // a ring itself failed
 };
 
 // entries: submissions between two rounds, rounded up to a power of two; more than that are submitted early. -errno.
 int loop_init(struct loop *l, unsigned entries);
+// Waits for reads and writes in flight; all else is cancelled. done is called of none.
 void loop_fini(struct loop *l);
+// Reads and writes go through this ring of io_ring_new() from now on: fd and entries as io_ring_map() takes them. There must be
+// nothing in flight in it. fd is borrowed. -errno.
+int loop_use_io_ring(struct loop *l, int fd, unsigned entries);
 
 // All of these only queue; buffers and the op belong to the loop until done is called. They never fail: an error of
 // submission is loop_round()'s.

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+#include "util/io.h"
+#include "util/log.h"
+#include "util/size.h"
+
+uint64_t process_start(pid_t pid)
+{
+	char path[40], line[1024], *p;
+	_cleanup_fclose_ FILE *f = NULL;
+	unsigned long long start = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	f = fopen(path, "re");
+	if (!f || !fgets(line, sizeof line, f) || !(p = strrchr(line, ')')))
+		return 0;
+	// Field 22; the name in field 2 may have anything in it.
+	if (sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
+		return 0;
+	return start;
+}
+
+const char *process_how_it_ended(int status, char *buf, size_t size)
+{
+	if (WIFSIGNALED(status))
+		snprintf(buf, size, "killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+	else
+		snprintf(buf, size, "exit status %d", WEXITSTATUS(status));
+	return buf;
+}
+
+void process_spare_from_oom(void)
+{
+	_cleanup_close_ int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || io_write_full(fd, "-1000", 5))
+		log_warn("when memory is short the kernel may kill this process: %s (CAP_SYS_RESOURCE is needed)", strerror(errno));
+}
+
+int host_memory_available(uint64_t *bytes)
+{
+	static const char key[] = "MemAvailable:";
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int r = io_read_file("/proc/meminfo", MiB, &text, &len);
+	const char *at = r ? NULL : strstr(text, key);
+
+	if (!r && !at)
+		r = -ENODATA;
+	if (!r)
+		*bytes = strtoull(at + strlen(key), NULL, 10) * KiB;
+	return r;
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Processes and memory of this host.
+#pragma once
+#include <stdint.h>
+#include <sys/types.h>
+
+// Start of a process in clock ticks after boot, 0 if there is none: tells it from another one with its pid.
+uint64_t process_start(pid_t pid);
+// "killed by signal 9 (Killed)" or "exit status 1", of what waitpid() says.
+const char *process_how_it_ended(int status, char *buf, size_t size);
+// The kernel shall not choose the calling process, or those that it starts, when memory is short. Logs at most a warning.
+void process_spare_from_oom(void);
+// Bytes that can be had without swapping (MemAvailable). -errno.
+int host_memory_available(uint64_t *bytes);
