@@ -25,7 +25,7 @@ SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
 CPPFLAGS_ALL := -D_GNU_SOURCE -I. -I$(O)
 CFLAGS_ALL   := -std=gnu17 $(OPT) $(WARN) $(SAN_$(VARIANT)) -pthread
 LDFLAGS_ALL  := $(SAN_$(VARIANT)) -pthread
-LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lm
+LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lblkid -lsystemd -lm
 
 ROOMS    := util mm images qemu pvmem lazy-pages criu-vm
 PROTOS   := $(wildcard images/*.proto)
@@ -34,6 +34,7 @@ SRCS     := $(filter-out criu-vm/main.c,$(wildcard $(ROOMS:=/*.c)))
 OBJS     := $(SRCS:%.c=$(O)/%.o) $(GEN:.c=.o)
 UNIT     := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 PLATFORM := $(patsubst %.c,$(B)/%,$(wildcard tests/platform/*.c))
+FAULTY   := $(patsubst %.c,$(B)/%,$(wildcard tests/faulty/*.c))
 SCRIPTS  := $(shell git ls-files -co --exclude-standard '*.sh' .ci/run 2>/dev/null)
 
 all: $(B)/criu-vm ## build build/criu-vm
@@ -69,11 +70,16 @@ $(B)/tests/platform/%: $(O)/tests/platform/%.o $(B)/libcriu-vm.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+$(B)/tests/faulty/%: $(O)/tests/faulty/%.o
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS_ALL) $(LDFLAGS) -o $@ $^ -lfuse3 -luring
+
 .SECONDARY:
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 unit: $(UNIT)
 platform: $(PLATFORM)
+faulty: $(FAULTY)
 
 include tests/zdtm/guests.mk
 
@@ -86,9 +92,9 @@ demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
 	$(Q)python3 -B tests/demo.py --build $(B)
 
 check: deps ## build and run the tests
-	$(Q)$(MAKE) all unit platform guests
+	$(Q)$(MAKE) all unit platform faulty guests
 	$(Q)$(MAKE) VARIANT=asan all unit
-	$(Q)python3 -B tests/check.py unit platform misuse zdtm unit:asan zdtm:asan
+	$(Q)python3 -B tests/check.py docs unit platform misuse life zdtm unit:asan zdtm:asan
 
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
 	$(Q)$(MAKE) all guests
@@ -106,6 +112,8 @@ lint: ## clang-tidy, cppcheck, shellcheck
 
 install: all ## install into DESTDIR and PREFIX
 	$(Q)install -D -m 0755 $(B)/criu-vm $(DESTDIR)$(PREFIX)/sbin/criu-vm
+	$(Q)install -D -m 0644 docs/criu-vm.1 $(DESTDIR)$(PREFIX)/share/man/man1/criu-vm.1
+	$(Q)install -D -m 0644 completion/criu-vm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/criu-vm
 
 clean: ## remove everything built
 	$(Q)rm -rf build
@@ -113,4 +121,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check asan zdtm lint install clean help unit platform
+.PHONY: all deps demo check asan zdtm lint install clean help unit platform faulty

@@ -6,8 +6,8 @@
 set -eu
 
 build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
-	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev"
-tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs strace"
+	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libsystemd-dev libblkid-dev"
+tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs strace mandoc libfuse3-dev fuse3"
 lint="clang-tidy cppcheck shellcheck"
 
 packages="$build $tests"
