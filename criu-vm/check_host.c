@@ -15,7 +15,7 @@
 
 #include "criu-vm/check.h"
 #include "criu-vm/run_dir.h"
-#include "criu-vm/run_dir.h"
+#include "criu-vm/swap_registry.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/size.h"
@@ -145,14 +145,14 @@ static int write_and_read(int fd)
 
 bool check_swap_dir(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
 {
-	char at[PATH_MAX], space[16];
+	char dir[PATH_MAX], at[PATH_MAX], space[16];
 	_cleanup_close_ int fd = -1;
 	struct statfs fs;
 	int r;
 
 	(void)c;
 	(void)item;
-	nearest(SWAP_DIR_DEFAULT, at);
+	nearest(swap_registry_dir(dir), at);
 	if (statfs(at, &fs)) {
 		check_found(a, "%s: %s", at, strerror(errno));
 		return false;
@@ -178,7 +178,7 @@ bool check_swap_dir(struct check_ctx *c, const struct check_item *item, struct c
 		check_advise(a, "free some space, or use --swap with another place; --swap-sparse reserves none");
 		return false;
 	}
-	check_found(a, "%s, %s free", SWAP_DIR_DEFAULT, space);
+	check_found(a, "%s, %s free", dir, space);
 	return true;
 }
 

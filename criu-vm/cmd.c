@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -86,6 +87,30 @@ void cmd_help(const struct cmd *cmd)
 	printf("usage: criu-vm %s %s\n%s\n\n", cmd->name, cmd->synopsis, cmd->summary);
 	print_options(cmd->options);
 	print_options(common_options);
+}
+
+static json_t *table(const struct cmd_option *o)
+{
+	json_t *options = json_array();
+
+	for (; o->name; o++)
+		if (o->help)
+			json_array_append_new(options, json_pack("{s:s s:s# s:s? s:s}", "name", o->name, "letter", &o->letter, o->letter ? 1 : 0,
+								 "arg", o->arg, "help", o->help));
+	return options;
+}
+
+void cmd_print_tables(const struct cmd *const cmds[], size_t nr)
+{
+	json_t *all = json_array();
+
+	for (size_t i = 0; i < nr; i++)
+		json_array_append_new(all, json_pack("{s:s s:s s:s s:o}", "name", cmds[i]->name, "synopsis", cmds[i]->synopsis, "summary",
+						     cmds[i]->summary, "options", table(cmds[i]->options)));
+	all = json_pack("{s:o s:o}", "commands", all, "common", table(common_options));
+	json_dumpf(all, stdout, JSON_INDENT(1));
+	putchar('\n');
+	json_decref(all);
 }
 
 int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...)

@@ -2,6 +2,7 @@
 // Subcommands: a table in main.c; each file owns its options, its help and its run().
 #pragma once
 #include <stdbool.h>
+#include <stddef.h>
 
 enum cmd_exit { CMD_OK = 0, CMD_FAILED = 1, CMD_USAGE = 2, CMD_ATTENTION = 3 };
 
@@ -36,11 +37,13 @@ int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *c
 #define CMD_GO_ON (-1)
 
 void cmd_help(const struct cmd *cmd);
+// All commands and options that are for people, as JSON: what the man page and the completion are tested against.
+void cmd_print_tables(const struct cmd *const cmds[], size_t nr);
 
 // "NAME: what is wrong", and how to get help. Returns CMD_USAGE.
 int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-extern const struct cmd cmd_check, cmd_dump, cmd_restore, cmd_lazy_pages, cmd_stat, cmd_show;
+extern const struct cmd cmd_check, cmd_dump, cmd_restore, cmd_lazy_pages, cmd_set, cmd_stat, cmd_show;
 
 // Ctrl-C, SIGTERM, SIGHUP and SIGQUIT ask for a clean end; long work looks here now and then.
 void cmd_catch_signals(void);

@@ -8,6 +8,7 @@
 #include "criu-vm/check.h"
 #include "criu-vm/run_dir.h"
 #include "criu-vm/cmd.h"
+#include "criu-vm/swap_registry.h"
 #include "mm/uapi.h"
 #include "util/log.h"
 #include "util/size.h"

@@ -1,26 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The pager of a VM, as restore starts it.
+// For a person: another pager for a VM. For criu-vm itself: what a restored VM's supervisor and pagers are.
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/leftovers.h"
+#include "criu-vm/replace.h"
+#include "criu-vm/supervisor.h"
 #include "criu-vm/vm_pager.h"
 #include "util/log.h"
 
 static const struct cmd_option options[] = {
-	{ 0, "name", "NAME", "the VM to serve" },
-	{ 0, "launch-fd", "FD", NULL }, // the line to the restore
-	{ 0, "lock-fd", "FD", NULL },   // the run directory, locked
+	{ 0, "name", "NAME", "the VM to take over: its pager died, or is to be replaced by this criu-vm" },
+	{ 0, "swap", "PATH", "where its swap image is now" },
+	{ 'D', "images-dir", "DIR", "where the checkpoint is now that its pages come from" },
+	{ 0, "supervise", NULL, NULL },
+	{ 0, "serve", NULL, NULL },
+	{ 0, "bury", "STATUS", NULL },
+	{ 0, "qemu-pid", "PID", NULL },  // supervise: its child
+	{ 0, "launch-fd", "FD", NULL },  // supervise, serve: the line to the restore
+	{ 0, "lock-fd", "FD", NULL },    // the run directory, locked
 	{ 0 },
 };
 
 struct lazy_pages_opts {
-	const char *name;
-	int launch_fd, lock_fd;
+	struct replace_opts replace;
+	bool supervise, serve;
+	const char *bury;
+	int qemu_pid, launch_fd, lock_fd;
 };
 
 static bool on_option(void *ctx, const char *name, const char *value)
@@ -28,10 +41,53 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	struct lazy_pages_opts *o = ctx;
 
 	if (!strcmp(name, "name"))
-		o->name = value;
+		o->replace.name = value;
+	else if (!strcmp(name, "swap"))
+		o->replace.swap = value;
+	else if (!strcmp(name, "images-dir"))
+		o->replace.images = value;
+	else if (!strcmp(name, "supervise"))
+		o->supervise = true;
+	else if (!strcmp(name, "serve"))
+		o->serve = true;
+	else if (!strcmp(name, "bury"))
+		o->bury = value;
 	else
-		*(!strcmp(name, "launch-fd") ? &o->launch_fd : &o->lock_fd) = atoi(value);
+		*(!strcmp(name, "qemu-pid") ? &o->qemu_pid : !strcmp(name, "launch-fd") ? &o->launch_fd : &o->lock_fd) = atoi(value);
 	return true;
+}
+
+// The descriptor of the run directory that is locked, if it was handed down; else ours is locked now.
+static void take_lock(struct run_dir *rd, int lock_fd)
+{
+	if (lock_fd >= 0) {
+		close(rd->fd);
+		rd->fd = lock_fd;
+		fcntl(lock_fd, F_SETFD, FD_CLOEXEC);
+		return;
+	}
+	while (flock(rd->fd, LOCK_EX) < 0 && errno == EINTR)
+		;
+}
+
+// A process that ends with its VM: what a terminal or a service manager sends to the others must not end it.
+static int be(const struct lazy_pages_opts *o, struct run_dir *rd)
+{
+	int r;
+
+	prctl(PR_SET_NAME, "criu-vm"); // it may have been started as /proc/self/exe
+	cmd_ignore_signals();
+	log_init(STDERR_FILENO, log_max() > LOG_INFO ? log_max() : LOG_INFO, o->replace.name, true);
+	if (o->launch_fd >= 0 && !o->supervise)
+		fcntl(o->launch_fd, F_SETFD, FD_CLOEXEC);
+	if (o->supervise) {
+		r = supervisor_run(rd, o->qemu_pid, o->launch_fd, o->lock_fd);
+	} else {
+		take_lock(rd, o->lock_fd);
+		r = o->bury ? supervisor_bury(rd, atoi(o->bury)) : vm_pager_run(rd, o->launch_fd);
+	}
+	run_dir_close(rd);
+	return r;
 }
 
 static int run(int argc, char **argv)
@@ -43,32 +99,21 @@ static int run(int argc, char **argv)
 
 	if (r != CMD_GO_ON)
 		return r;
-	if (!o.name || rest != argc)
-		return cmd_usage_error(&cmd_lazy_pages, o.name ? "what is '%s'?" : "--name is needed%s", o.name ? argv[rest] : "");
-	if (!run_dir_name_ok(o.name))
-		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o.name);
-	r = run_dir_open(common.run_dir, o.name, &rd);
+	if (!o.replace.name || rest != argc)
+		return cmd_usage_error(&cmd_lazy_pages, o.replace.name ? "what is '%s'?" : "--name is needed%s", o.replace.name ? argv[rest] : "");
+	if (!run_dir_name_ok(o.replace.name))
+		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o.replace.name);
+	r = run_dir_open(common.run_dir, o.replace.name, &rd);
 	if (r == -ENOENT)
-		log_err("there is no VM '%s' here; criu-vm stat lists those that there are", o.name);
+		log_err("there is no VM '%s' here; criu-vm stat lists those that there are", o.replace.name);
 	if (r)
 		return CMD_FAILED;
-	if (o.launch_fd < 0 || o.lock_fd < 0) {
-		if (run_dir_is_locked(&rd))
-			log_err("VM '%s' has a pager, which serves it", o.name);
-		else
-			log_err("VM '%s' has lost its pager; this version cannot give it another one: the I/O of the dead one might still land", o.name);
-		run_dir_close(&rd);
-		return CMD_FAILED;
-	}
-	close(rd.fd);
-	rd.fd = o.lock_fd;
-	fcntl(o.lock_fd, F_SETFD, FD_CLOEXEC);
-	fcntl(o.launch_fd, F_SETFD, FD_CLOEXEC);
-	prctl(PR_SET_NAME, "criu-vm"); // it was started as /proc/self/exe
-	// It ends with its VM: what a terminal or a service manager sends to the others must not end it.
-	cmd_ignore_signals();
-	log_init(STDERR_FILENO, log_max() > LOG_INFO ? log_max() : LOG_INFO, o.name, true);
-	return vm_pager_run(&rd, o.launch_fd);
+	if (o.supervise || o.serve || o.bury)
+		return be(&o, &rd);
+	leftovers_remove();
+	r = replace_pager(&o.replace, &rd);
+	run_dir_close(&rd);
+	return r;
 }
 
-const struct cmd cmd_lazy_pages = { "lazy-pages", "--name NAME", "serve the pages of a VM; 'restore' starts one for each VM", options, run };
+const struct cmd cmd_lazy_pages = { "lazy-pages", "--name NAME [OPTION...]", "give a VM another pager, this criu-vm's", options, run };

@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/leftovers.h"
+#include "criu-vm/stat_interval.h"
+#include "criu-vm/stat_prometheus.h"
 #include "criu-vm/stat_screen.h"
 #include "criu-vm/stat_vm.h"
 #include "util/cleanup.h"
@@ -17,14 +20,15 @@
 #include "util/log.h"
 
 static const struct cmd_option options[] = {
-	{ 'w', "watch", NULL, "again each second, with rates, until Ctrl-C" },
+	{ 'w', "watch", NULL, "again each second, until Ctrl-C; rates and latencies are of that second" },
+	{ 0, "prometheus", NULL, "print metrics, for node exporter's textfile collector" },
 	{ 0, "rounds", "N", NULL }, // of --watch
 	{ 0 },
 };
 
 struct stat_args {
 	const char *name; // NULL: all VMs
-	bool watch;
+	bool watch, prometheus;
 	unsigned long rounds;
 	struct cmd_common common;
 };
@@ -34,8 +38,8 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	struct stat_args *a = ctx;
 	char *end;
 
-	if (!strcmp(name, "watch")) {
-		a->watch = true;
+	if (strcmp(name, "rounds") != 0) {
+		*(!strcmp(name, "watch") ? &a->watch : &a->prometheus) = true;
 		return true;
 	}
 	a->rounds = strtoul(value, &end, 10);
@@ -45,21 +49,48 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	return false;
 }
 
-// The VM, or the array of all. -ENOENT is not logged.
-static int ask(const struct stat_args *a, json_t **what)
+static const json_t *find(const json_t *vms, const json_t *vm)
 {
-	return a->name ? stat_ask(a->common.run_dir, a->name, what) : stat_ask_all(a->common.run_dir, what);
+	size_t i;
+	json_t *other;
+
+	json_array_foreach(vms, i, other)
+		if (json_equal(json_object_get(vm, "name"), json_object_get(other, "name")))
+			return other;
+	return NULL;
 }
 
-static void print(FILE *f, const struct stat_args *a, const json_t *now, const json_t *before)
+// An array: the VM, or all. before: what it was a moment ago, or NULL. -ENOENT is not logged.
+static int ask(const struct stat_args *a, const json_t *before, json_t **vms)
 {
+	json_t *vm;
+	size_t i;
+	int r = a->name ? stat_ask(a->common.run_dir, a->name, &vm) : stat_ask_all(a->common.run_dir, vms);
+
+	if (r)
+		return r;
+	if (a->name && !(*vms = json_pack("[o]", vm)))
+		return -ENOMEM;
+	json_array_foreach(*vms, i, vm)
+		if (stat_is_paged(vm))
+			stat_add_interval(vm, find(before, vm));
+	return 0;
+}
+
+static void print(FILE *f, const struct stat_args *a, const json_t *vms, const json_t *history)
+{
+	const json_t *vm = a->name ? json_array_get(vms, 0) : NULL;
+	struct stat_pen pen = stat_pen(f, isatty(STDOUT_FILENO));
+
 	if (a->common.json) {
-		json_dumpf(now, f, a->watch ? JSON_COMPACT : JSON_INDENT(1));
+		json_dumpf(vm ? vm : vms, f, a->watch ? JSON_COMPACT : JSON_INDENT(1));
 		fputc('\n', f);
-	} else if (a->name) {
-		stat_print_vm(f, now, before);
+	} else if (a->prometheus) {
+		stat_print_prometheus(f, vms);
+	} else if (vm) {
+		stat_print_vm(&pen, vm, history);
 	} else {
-		stat_print_table(f, now, before, a->common.run_dir);
+		stat_print_table(&pen, vms, a->common.run_dir);
 	}
 }
 
@@ -72,7 +103,7 @@ static int unknown(const struct stat_args *a)
 static int once(const struct stat_args *a)
 {
 	json_t *now = NULL;
-	int r = ask(a, &now);
+	int r = ask(a, NULL, &now);
 
 	if (!r)
 		print(stdout, a, now, NULL);
@@ -100,7 +131,7 @@ static void redraw(const char *text)
 	fputs("\033[J", stdout);
 }
 
-static int show_round(const struct stat_args *a, bool screen, bool first, const json_t *now, const json_t *before)
+static int show_round(const struct stat_args *a, bool screen, bool first, const json_t *now, const json_t *history)
 {
 	_cleanup_free_ char *text = NULL;
 	size_t len;
@@ -112,7 +143,7 @@ static int show_round(const struct stat_args *a, bool screen, bool first, const 
 	if (!screen) {
 		if (!first && !a->common.json)
 			putchar('\n');
-		print(stdout, a, now, before);
+		print(stdout, a, now, history);
 		return fflush(stdout) ? -errno : 0;
 	}
 	f = open_memstream(&text, &len);
@@ -121,7 +152,7 @@ static int show_round(const struct stat_args *a, bool screen, bool first, const 
 	localtime_r(&t, &tm);
 	strftime(clock, sizeof clock, "%T", &tm);
 	fprintf(f, "criu-vm stat   %s   Ctrl-C ends\n\n", clock);
-	print(f, a, now, before);
+	print(f, a, now, history);
 	if (fclose(f))
 		return -ENOMEM;
 	redraw(text);
@@ -137,41 +168,62 @@ static void sleep_until(uint64_t at)
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
 }
 
+// Of one VM, what was in the last rounds.
+static void remember(json_t *history, const json_t *vms)
+{
+	json_t *interval = json_object_get(json_array_get(vms, 0), "interval");
+
+	if (interval)
+		json_array_append(history, interval);
+	if (json_array_size(history) > STAT_HISTORY)
+		json_array_remove(history, 0);
+}
+
+// Rounds until a signal, the last one, or an error; *rounds were shown.
+static int watch_rounds(const struct stat_args *a, bool screen, unsigned long *rounds)
+{
+	json_t *history = json_array(), *before = NULL;
+	int r = 0;
+
+	while (!r && !cmd_interrupted() && (!a->rounds || *rounds < a->rounds)) {
+		uint64_t begun = clock_now_ns();
+		json_t *now = NULL;
+
+		r = ask(a, before, &now);
+		if (r)
+			break;
+		if (before && a->name)
+			remember(history, now);
+		if (screen && !*rounds)
+			fputs(SCREEN_ENTER, stdout);
+		r = show_round(a, screen, !*rounds, now, history);
+		json_decref(before);
+		before = now;
+		if (++*rounds != a->rounds && !r)
+			sleep_until(begun + NSEC_PER_SEC);
+	}
+	json_decref(before);
+	json_decref(history);
+	return r;
+}
+
 static int watch(const struct stat_args *a)
 {
 	bool screen = !a->common.json && isatty(STDOUT_FILENO);
-	json_t *before = NULL, *now = NULL;
-	int r = 0;
-	unsigned long round = 0;
+	unsigned long rounds = 0;
+	int r;
 
 	cmd_catch_signals();
 	if (screen && !a->common.log_file)
 		log_init(-1, LOG_ERROR, NULL, false); // nobody writes over the screen: what is wrong with a VM is told on it
-	while (!cmd_interrupted() && (!a->rounds || round < a->rounds)) {
-		uint64_t begun = clock_now_ns();
-
-		now = NULL;
-		r = ask(a, &now);
-		if (r)
-			break;
-		if (screen && !round)
-			fputs(SCREEN_ENTER, stdout);
-		r = show_round(a, screen, !round, now, before);
-		json_decref(before);
-		before = now;
-		if (r)
-			break;
-		if (++round != a->rounds)
-			sleep_until(begun + NSEC_PER_SEC);
-	}
-	json_decref(before);
-	if (screen && round) {
+	r = watch_rounds(a, screen, &rounds);
+	if (screen && rounds) {
 		fputs(SCREEN_LEAVE, stdout);
 		fflush(stdout);
 	}
 	if (screen && !a->common.log_file)
 		log_init(STDERR_FILENO, LOG_WARN, "criu-vm", false);
-	if (r == -ENOENT && round) {
+	if (r == -ENOENT && rounds) {
 		if (!a->common.json)
 			printf("%s has ended\n", a->name);
 		return CMD_OK;
@@ -190,8 +242,11 @@ static int run(int argc, char **argv)
 		return r;
 	if (argc - rest > 1)
 		return cmd_usage_error(&cmd_stat, "one NAME, or none for all VMs; what is '%s'?", argv[rest + 1]);
+	if (a.prometheus && (a.watch || a.common.json))
+		return cmd_usage_error(&cmd_stat, "--prometheus prints once, and in a format of its own");
 	if (rest < argc)
 		a.name = argv[rest];
+	leftovers_remove();
 	return a.watch ? watch(&a) : once(&a);
 }
 

@@ -62,7 +62,7 @@ static int receive(int fd, char msg[LAUNCH_MSG_MAX], int timeout_ms)
 	return 0;
 }
 
-int launch_wait(const struct launch *l, const char *want, bool interruptible, int timeout_ms)
+int launch_wait(struct launch *l, const char *want, bool interruptible, int timeout_ms)
 {
 	uint64_t end = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 	char msg[LAUNCH_MSG_MAX];
@@ -90,6 +90,7 @@ int launch_wait(const struct launch *l, const char *want, bool interruptible, in
 		}
 		if (!strcmp(msg, want))
 			return 0;
+		sscanf(msg, "pager %d", &l->pager);
 	}
 }
 
@@ -135,11 +136,11 @@ static void __attribute__((noreturn)) exec_qemu(const struct launch_opts *o)
 }
 
 // In the new process, until it becomes `criu-vm lazy-pages`. fd: its end of the line.
-static void __attribute__((noreturn)) be_pager(const struct launch_opts *o, int fd)
+static void __attribute__((noreturn)) be_supervisor(const struct launch_opts *o, int fd)
 {
-	char launch_fd[12], lock_fd[12], msg[LAUNCH_MSG_MAX];
-	char *argv[] = { "criu-vm", "lazy-pages", "--name", (char *)o->name, "--run-dir", (char *)o->root, "--launch-fd", launch_fd,
-			 "--lock-fd", lock_fd, NULL };
+	char launch_fd[12], lock_fd[12], qemu_pid[12], msg[LAUNCH_MSG_MAX];
+	char *argv[] = { "criu-vm", "lazy-pages", "--name", (char *)o->name, "--run-dir", (char *)o->root, "--supervise", "--qemu-pid",
+			 qemu_pid, "--launch-fd", launch_fd, "--lock-fd", lock_fd, NULL };
 	struct run_dir rd = *o->rd;
 	pid_t qemu;
 	int r;
@@ -150,7 +151,6 @@ static void __attribute__((noreturn)) be_pager(const struct launch_opts *o, int 
 	close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
 	if ((r = redirect(o->log))) {
 		launch_send(fd, "error cannot write log %s: %s", o->log, strerror(-r));
-		run_dir_destroy(&rd);
 		_exit(1);
 	}
 	log_init(STDERR_FILENO, log_max(), o->name, true);
@@ -166,18 +166,20 @@ static void __attribute__((noreturn)) be_pager(const struct launch_opts *o, int 
 	while ((r = receive(fd, msg, -1)) == -EAGAIN)
 		;
 	if (!r && qemu > 0) {
+		snprintf(qemu_pid, sizeof qemu_pid, "%d", qemu);
 		snprintf(launch_fd, sizeof launch_fd, "%d", fd);
 		snprintf(lock_fd, sizeof lock_fd, "%d", rd.fd);
 		fcntl(fd, F_SETFD, 0);
 		fcntl(rd.fd, F_SETFD, 0);
 		execv("/proc/self/exe", argv);
-		launch_send(fd, "error cannot start the pager: %s", strerror(errno));
+		launch_send(fd, "error cannot start the supervisor: %s", strerror(errno));
 	}
 	if (qemu > 0) {
 		kill(qemu, SIGKILL);
 		waitpid(qemu, NULL, 0);
 	}
-	run_dir_destroy(&rd);
+	if (r) // the restore was killed, or is waiting for our end
+		run_dir_destroy(&rd);
 	_exit(1);
 }
 
@@ -192,14 +194,14 @@ int launch_start(const struct launch_opts *o, struct launch *l)
 		log_err("cannot make a socket pair: %s", strerror(-r));
 		return r;
 	}
-	l->pager = fork();
-	if (!l->pager) {
+	l->supervisor = fork();
+	if (!l->supervisor) {
 		close(pair[0]);
-		be_pager(o, pair[1]);
+		be_supervisor(o, pair[1]);
 	}
 	close(pair[1]);
 	l->fd = pair[0];
-	if (l->pager < 0) {
+	if (l->supervisor < 0) {
 		r = -errno;
 		log_err("cannot fork: %s", strerror(-r));
 		launch_abort(l);
@@ -223,18 +225,18 @@ int launch_start(const struct launch_opts *o, struct launch *l)
 
 void launch_abort(struct launch *l)
 {
-	struct pollfd p = { .fd = l->qemu_pidfd, .events = POLLIN };
-
+	// The supervisor ends it, too, unless it was killed itself; and in any case ends when QEMU has.
+	if (l->qemu_pidfd >= 0)
+		syscall(SYS_pidfd_send_signal, l->qemu_pidfd, SIGKILL, NULL, 0);
 	if (l->fd >= 0)
 		close(l->fd);
-	if (l->pager > 0)
-		while (waitpid(l->pager, NULL, 0) < 0 && errno == EINTR)
+	if (l->supervisor > 0)
+		while (waitpid(l->supervisor, NULL, 0) < 0 && errno == EINTR)
 			;
-	// The pager has ended QEMU, unless it was killed itself.
-	if (l->qemu_pidfd >= 0 && !syscall(SYS_pidfd_send_signal, l->qemu_pidfd, SIGKILL, NULL, 0))
-		poll(&p, 1, QEMU_END_TIMEOUT_MS);
-	if (l->qemu_pidfd >= 0)
+	if (l->qemu_pidfd >= 0) {
+		poll(&(struct pollfd){ .fd = l->qemu_pidfd, .events = POLLIN }, 1, QEMU_END_TIMEOUT_MS);
 		close(l->qemu_pidfd);
+	}
 	*l = LAUNCH_NONE;
 }
 

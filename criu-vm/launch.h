@@ -2,18 +2,18 @@
 //
 // DOC: starting a restored VM
 //
-//   criu-vm restore                     pager                                QEMU
-//        | fork ----------------------->| setsid, fork, exec --------------->| -incoming defer -S
-//        |<------------- "qemu PID" ----| waits                              |
-//        | QMP, planting, state --------------------------------------------->|
-//        | "go" ----------------------->| exec criu-vm lazy-pages --name NAME |
-//        |<--------------- "serving" ---| serves faults                      |
-//        | device state ---------------------------------------------------->| loads, touching guest RAM
-//        | "run" ---------------------->| QMP is the pager's from now on, cont -->| runs
-//        |<--------------- "running" ---|
+//   criu-vm restore                     supervisor                              QEMU
+//        | fork ----------------------->| setsid, fork, exec ------------------>| -incoming defer -S
+//        |<------------- "qemu PID" ----| waits                                 |
+//        | QMP, planting, state ------------------------------------------------>|
+//        | "go" ----------------------->| becomes criu-vm lazy-pages, starts the pager
+//        |                                               |
+//        |<------------------ "pager PID", "serving" ----| serves faults        |
+//        | device state -------------------------------------------------------->| loads, touching guest RAM
+//        | "run" --------------------------------------->| QMP is the pager's from now on, cont -->| runs
+//        |<------------------------------- "running" ----|
 //
-// If the line is cut before "running", whoever cut it, the pager ends QEMU and removes everything. The pager is QEMU's
-// parent, so it learns how QEMU ended.
+// If the line is cut before "running", whoever cut it, QEMU is ended and everything removed.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -32,12 +32,13 @@ struct launch_opts {
 	gid_t gid;
 	const int *fds; // that QEMU inherits, with the numbers they have here
 	size_t nr_fds;
-	const char *log; // gets the pager's messages and QEMU's output
+	const char *log; // gets the supervisor's and pager's messages, and QEMU's output
 };
 
 struct launch {
 	int fd; // the line
-	pid_t pager, qemu;
+	pid_t supervisor, qemu;
+	pid_t pager; // 0 until it has said so
 	int qemu_pidfd;
 };
 
@@ -46,7 +47,7 @@ struct launch {
 int launch_start(const struct launch_opts *o, struct launch *l);
 int launch_tell(const struct launch *l, const char *msg);
 // Waits for this message; interruptible: no longer than until Ctrl-C (-EINTR). -EREMOTEIO: the pager said why it cannot go on (logged); -EPIPE: it ended; -ETIMEDOUT.
-int launch_wait(const struct launch *l, const char *msg, bool interruptible, int timeout_ms);
+int launch_wait(struct launch *l, const char *msg, bool interruptible, int timeout_ms);
 // Cuts the line and waits until pager and QEMU are gone and nothing is left. Accepts LAUNCH_NONE.
 void launch_abort(struct launch *l);
 // Lets go of a VM that runs by itself now. Accepts LAUNCH_NONE.

@@ -8,7 +8,7 @@
 
 #define VERSION "0.1"
 
-static const struct cmd *const commands[] = { &cmd_check, &cmd_dump, &cmd_restore, &cmd_lazy_pages, &cmd_stat, &cmd_show };
+static const struct cmd *const commands[] = { &cmd_check, &cmd_dump, &cmd_restore, &cmd_lazy_pages, &cmd_set, &cmd_stat, &cmd_show };
 
 static void help(void)
 {
@@ -27,7 +27,10 @@ int main(int argc, char **argv)
 		return CMD_USAGE;
 	}
 	if (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
-		help();
+		if (argc > 2 && !strcmp(argv[2], "--tables"))
+			cmd_print_tables(commands, ARRAY_SIZE(commands));
+		else
+			help();
 		return CMD_OK;
 	}
 	if (!strcmp(argv[1], "-V") || !strcmp(argv[1], "--version")) {

@@ -92,8 +92,11 @@ static int open_images(void *ctx)
 	r->state.budget = r->o->ram && r->o->ram < r->ram ? r->o->ram : r->ram;
 	r->paging = r->state.paging = r->o->lazy || r->state.budget < r->ram;
 	r->state.log = strdup(r->log);
-	if (r->o->lazy)
+	if (r->o->lazy) {
 		r->state.images = realpath(r->o->dir, NULL);
+		r->state.images_id = img_dir_id(r->images);
+		r->state.fill = r->o->fill;
+	}
 	if (r->state.budget < pv_min_budget(r->ram)) {
 		log_err("--ram %s is too little for this VM: below %s, I/O in flight and page-outs would leave no room to work in",
 			size_format(r->state.budget, have), size_format(pv_min_budget(r->ram), want));
@@ -105,8 +108,17 @@ static int open_images(void *ctx)
 static int make_run_dir(void *ctx)
 {
 	struct restore *r = ctx;
+	char exe[PATH_MAX];
+	ssize_t len = readlink("/proc/self/exe", exe, sizeof exe - 1);
+	int err = len > 0 ? run_dir_create(r->o->run_dir, r->name, &r->rd) : -errno;
 
-	return run_dir_create(r->o->run_dir, r->name, &r->rd);
+	if (err)
+		return err;
+	exe[len] = 0;
+	err = run_dir_mark(&r->rd, "exe", exe);
+	if (err)
+		run_dir_destroy(&r->rd);
+	return err;
 }
 
 static void remove_run_dir(void *ctx)
@@ -116,9 +128,27 @@ static void remove_run_dir(void *ctx)
 	run_dir_destroy(&r->rd);
 }
 
+// What is allocated from here on, by this command too, is the VM's.
+static int enter_cgroup(void *ctx)
+{
+	struct restore *r = ctx;
+
+	cgroup_own(&r->own);
+	cgroup_create(r->name, 0, &r->state.cgroup);
+	return vm_state_save(&r->rd, &r->state);
+}
+
+static void leave_cgroup(void *ctx)
+{
+	struct restore *r = ctx;
+
+	cgroup_enter(&r->own, 0);
+}
+
 static const struct stage stages[] = {
 	{ "images", open_images, NULL },
 	{ "run-dir", make_run_dir, remove_run_dir },
+	{ "cgroup", enter_cgroup, leave_cgroup },
 	{ "memory", restore_memory, restore_memory_undo },
 	{ "place", restore_place, NULL },
 	{ "start", restore_start, restore_start_undo },
@@ -130,8 +160,8 @@ static const struct stage stages[] = {
 
 int restore_run(const struct restore_opts *o, struct restore *r)
 {
-	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE,
-			       .state = { .target_uffd = -1, .target_ring = -1 } };
+	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE, .io_fd = -1,
+			       .state = { .target_uffd = -1, .target_ring = -1, .target_io = -1 } };
 	return stages_run(stages, ARRAY_SIZE(stages), r);
 }
 
@@ -147,8 +177,11 @@ void restore_fini(struct restore *r)
 	launch_done(&r->launch);
 	if (r->pages)
 		munmap(r->pages, r->nr_chunks * sizeof *r->pages);
+	if (r->io_fd >= 0)
+		close(r->io_fd);
 	pv_swap_close(&r->swap);
 	run_dir_close(&r->rd);
+	cgroup_fini(&r->own);
 	vm_state_fini(&r->state);
 	img_dir_close(r->images);
 	free(r->log);

@@ -14,6 +14,7 @@ struct restore_opts {
 	const char *run_dir;
 	const char *log_file; // NULL: /var/log/criu-vm/NAME.log
 	bool lazy;
+	bool fill;            // lazy, and the rest in the background
 	uint64_t ram;         // budget in bytes, 0: as much as the VM has
 	const char *swap;     // path of the image, or a directory for it; NULL: the default directory
 	bool swap_sparse;
@@ -34,7 +35,9 @@ struct restore {
 	struct pv_pages *pages;
 	struct pv_swap swap;
 	struct run_dir rd;
+	struct cgroup own; // where this command was started
 	struct vm_state state;
+	int io_fd;         // the ring of the pager's reads and writes
 	struct launch launch;
 	struct qmp *qmp;
 	uint64_t nr_in_ram, nr_in_swap; // pages placed before the VM ran

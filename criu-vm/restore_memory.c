@@ -10,55 +10,27 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/process.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/restore.h"
+#include "criu-vm/swap_registry.h"
 #include "lazy-pages/image_source.h"
 #include "pvmem/place.h"
 #include "util/log.h"
 
 #define NR_BUFFERS 8
 
-static int make_dirs(const char *path)
-{
-	char part[PATH_MAX];
-
-	for (const char *p = path + 1;; p++)
-		if (!*p || *p == '/') {
-			snprintf(part, sizeof part, "%.*s", (int)(p - path), path);
-			if (mkdir(part, 0700) < 0 && errno != EEXIST)
-				return -errno;
-			if (!*p)
-				return 0;
-		}
-}
-
 static int make_swap(struct restore *r)
 {
-	char path[PATH_MAX];
-	const char *at = r->o->swap ? r->o->swap : SWAP_DIR_DEFAULT;
-	struct stat st;
-	char *full;
-	int err;
+	int err = swap_registry_make_image(r->name, r->o->swap, r->nr_chunks * PV_CHUNK_SIZE, r->o->swap_sparse, &r->swap);
 
-	if (!r->o->swap && (err = make_dirs(at))) {
-		log_err("cannot create %s: %s; say where the swap image shall be with --swap", at, strerror(-err));
-		return err;
-	}
-	if (!stat(at, &st) && S_ISDIR(st.st_mode))
-		snprintf(path, sizeof path, "%s/%s.swap", at, r->name);
-	else
-		snprintf(path, sizeof path, "%s", at);
-	err = pv_swap_create(path, r->nr_chunks * PV_CHUNK_SIZE, r->o->swap_sparse, &r->swap);
 	if (err)
 		return err;
-	full = realpath(path, NULL); // the pager may be asked from anywhere
-	r->state.swap_path = full ? full : strdup(path);
-	r->state.swap_sparse = r->o->swap_sparse;
-	err = file_identity(r->swap.fd, &r->state.swap_ino, &r->state.swap_born_ns);
+	err = vm_state_set_swap(&r->state, &r->swap);
 	if (!err)
-		err = r->state.swap_path ? vm_state_save(&r->rd, &r->state) : -ENOMEM;
+		err = vm_state_save(&r->rd, &r->state);
 	if (err)
-		pv_swap_destroy(&r->swap);
+		swap_registry_destroy_image(r->name, &r->swap);
 	return err;
 }
 
@@ -105,10 +77,38 @@ static void fill_page_table(struct restore *r)
 	}
 }
 
+static uint64_t stored_bytes(const struct restore *r)
+{
+	uint64_t pages = 0;
+
+	for (uint64_t i = 0; i < r->nr_chunks; i++) {
+		uint64_t in_block;
+		uint32_t block;
+
+		lp_image_chunk(r->images, i, &block, &in_block);
+		pages += bitmap_count(img_dir_chunk(r->images, block, in_block)->present, PV_CHUNK_PAGES);
+	}
+	return pages * PAGE_SIZE;
+}
+
+// What is filled now must fit now; what a lazily restored VM comes to take later is its budget's matter.
+static int check_room(const struct restore *r)
+{
+	uint64_t need = stored_bytes(r), have;
+	char need_text[16], have_text[16];
+
+	need = need < r->state.budget ? need : r->state.budget;
+	if (r->o->lazy || host_memory_available(&have) || need <= have)
+		return 0;
+	log_err("%s of memory are needed and %s are available on this host; restore the VM into less with --ram", size_format(need, need_text),
+		size_format(have, have_text));
+	return -ENOMEM;
+}
+
 int restore_memory(void *ctx)
 {
 	struct restore *r = ctx;
-	int err = 0;
+	int err = check_room(r);
 
 	for (size_t i = 0; !err && i < r->nr_blocks; i++)
 		err = make_block(r, i);
@@ -248,7 +248,6 @@ int restore_place(void *ctx)
 {
 	struct restore *r = ctx;
 	struct mover *v;
-	uint64_t len = 0;
 	int err;
 
 	if (r->o->lazy)
@@ -270,15 +269,8 @@ int restore_place(void *ctx)
 		if (!v->moves[i].placing.packed)
 			err = -ENOMEM;
 	}
-	for (uint64_t i = 0; i < r->nr_chunks; i++) {
-		uint64_t in_block;
-		uint32_t block;
-
-		lp_image_chunk(r->images, i, &block, &in_block);
-		len += bitmap_count(img_dir_chunk(r->images, block, in_block)->present, PV_CHUNK_PAGES) * PAGE_SIZE;
-	}
 	if (!err) {
-		progress_begin(&v->progress, "restoring memory", len);
+		progress_begin(&v->progress, "restoring memory", stored_bytes(r));
 		err = move_all(v);
 		progress_end(&v->progress);
 	}

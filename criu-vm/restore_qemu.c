@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/process.h"
 #include "criu-vm/restore.h"
 #include "mm/maps.h"
 #include "mm/plant.h"
@@ -24,14 +25,16 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/io.h"
+#include "util/io_ring.h"
 #include "util/log.h"
 
-#define START_TIMEOUT_NS (60 * NSEC_PER_SEC)
+#define START_TIMEOUT_MS 60000
 #define LOAD_TIMEOUT_NS (120 * NSEC_PER_SEC)
 #define QMP_TIMEOUT_MS 120000
 #define SERVE_TIMEOUT_MS 60000
 #define RING_ENTRIES 128
 #define RING_IDLE_MS 1
+#define IO_ENTRIES 1024
 #define UFFD_FEATURES \
 	(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID)
@@ -108,22 +111,21 @@ static int make_argv(struct restore *r, int qmp_fd, char ***argv)
 	return qemu_cmdline_rebuild(&o, argv);
 }
 
-static int open_qmp(struct restore *r, const char *path)
+// Our own listening socket takes the connection before QEMU runs: one is enough, however long it takes until QEMU greets.
+static int open_qmp(struct restore *r)
 {
-	uint64_t end = clock_now_ns() + START_TIMEOUT_NS;
-	int err;
+	uint64_t end = clock_now_ns() + START_TIMEOUT_MS * NSEC_PER_MSEC;
+	char path[PATH_MAX];
+	int err, failed;
 
-	while ((err = qmp_open_quiet(path, 500, &r->qmp)) == -ENOENT || err == -ECONNREFUSED || err == -EBUSY || err == -EPIPE ||
-	       err == -ETIMEDOUT) {
-		int failed = waiting_failed(r, end, "open its monitor");
-
-		if (failed)
-			return failed;
-		usleep(5000);
-	}
-	if (!err)
+	run_dir_file(&r->rd, "qmp.sock", path, sizeof path);
+	err = qmp_open_watching(path, START_TIMEOUT_MS, r->launch.qemu_pidfd, cmd_interrupted, &r->qmp);
+	if (!err) {
 		qmp_set_timeout(r->qmp, QMP_TIMEOUT_MS);
-	return err;
+		return 0;
+	}
+	failed = waiting_failed(r, end, "open its monitor");
+	return failed ? failed : err;
 }
 
 static size_t argv_len(char *const *argv)
@@ -135,13 +137,11 @@ static size_t argv_len(char *const *argv)
 	return n;
 }
 
-int restore_start(void *ctx)
+static int start_qemu(struct restore *r)
 {
-	struct restore *r = ctx;
-	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 1, .log = r->log };
+	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 2, .log = r->log };
 	_cleanup_free_ int *fds = calloc(o.nr_fds, sizeof *fds);
 	_cleanup_close_ int qmp_fd = -1;
-	char qmp_path[PATH_MAX];
 	char **argv;
 	int err;
 
@@ -154,7 +154,13 @@ int restore_start(void *ctx)
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		fds[i] = r->blocks[i].memfd;
 	fds[r->nr_blocks] = qmp_fd;
-	run_dir_file(&r->rd, "qmp.sock", qmp_path, sizeof qmp_path);
+	// QEMU does not know what it holds; it keeps count of its pagers' I/O by that (util/io_ring.h).
+	r->io_fd = io_ring_new(IO_ENTRIES);
+	if (r->io_fd < 0) {
+		log_err("cannot set up an io_uring: %s; is kernel.io_uring_disabled set?", strerror(-r->io_fd));
+		return r->io_fd;
+	}
+	fds[r->nr_blocks + 1] = r->io_fd;
 	err = make_argv(r, qmp_fd, &argv);
 	if (err)
 		return err;
@@ -166,10 +172,17 @@ int restore_start(void *ctx)
 	}
 	err = launch_start(&o, &r->launch);
 	qemu_cmdline_free(argv);
+	return err;
+}
+
+int restore_start(void *ctx)
+{
+	int err = start_qemu(ctx);
+
 	if (!err)
-		err = open_qmp(r, qmp_path);
+		err = open_qmp(ctx);
 	if (err)
-		restore_start_undo(r);
+		restore_start_undo(ctx);
 	return err;
 }
 
@@ -179,6 +192,7 @@ void restore_start_undo(void *ctx)
 
 	qmp_close(r->qmp);
 	r->qmp = NULL;
+	cgroup_enter(&r->own, 0); // whoever cleans up finds it empty
 	launch_abort(&r->launch);
 }
 
@@ -294,6 +308,8 @@ int restore_serve(void *ctx)
 	s->qemu = r->launch.qemu;
 	s->qemu_start = process_start(s->qemu);
 	s->run = strcmp(r->vm->run_state, "paused") != 0;
+	s->target_io = r->io_fd;
+	s->io_entries = IO_ENTRIES;
 	s->nr_blocks = r->nr_blocks;
 	s->blocks = calloc(r->nr_blocks, sizeof *s->blocks);
 	if (!s->blocks)

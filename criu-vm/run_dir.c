@@ -17,9 +17,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "criu-vm/swap_registry.h"
 #include "pvmem/swap.h"
 #include "util/cleanup.h"
-#include "util/clock.h"
+#include "util/io.h"
 #include "util/log.h"
 
 #define RECLAIM_WAITS 100
@@ -95,6 +96,37 @@ bool run_dir_is_locked(const struct run_dir *rd)
 	return false;
 }
 
+bool run_dir_is_held(const struct run_dir *rd, const char *file)
+{
+	_cleanup_close_ int fd = openat(rd->fd, file, O_RDONLY | O_CLOEXEC);
+
+	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0;
+}
+
+bool run_dir_has(const struct run_dir *rd, const char *file)
+{
+	return !faccessat(rd->fd, file, F_OK, 0);
+}
+
+int run_dir_mark(const struct run_dir *rd, const char *file, const char *text)
+{
+	char tmp[64];
+	_cleanup_close_ int fd = -1;
+	int r = 0;
+
+	snprintf(tmp, sizeof tmp, "%s.new", file);
+	fd = openat(rd->fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		r = -errno;
+	else
+		r = io_write_full(fd, text, strlen(text));
+	if (!r && renameat(rd->fd, tmp, rd->fd, file) < 0)
+		r = -errno;
+	if (r)
+		log_err("cannot write %s/%s: %s", rd->path, file, strerror(-r));
+	return r;
+}
+
 // A pager that cleans up after its VM holds the lock a little longer.
 static bool in_use(const struct run_dir *rd, const struct vm_state *s)
 {
@@ -120,9 +152,9 @@ static int reclaim(const char *root, const char *name)
 		log_err("the name '%s' is in use by a running VM (criu-vm stat %s); choose another with --name", name, name);
 		r = -EEXIST;
 	} else if (vm_state_qemu_alive(&s, NULL)) {
-		log_err("the name '%s' is in use: its QEMU, pid %d, is alive but has lost its pager, so that its guest waits; choose another "
-			"name, or end that QEMU",
-			name, s.qemu);
+		log_err("the name '%s' is in use: its QEMU, pid %d, is alive but has lost its pager, so that its guest waits; give it another "
+			"with criu-vm lazy-pages --name %s, or choose another name",
+			name, s.qemu, name);
 		r = -EEXIST;
 	}
 	vm_state_fini(&s);
@@ -173,22 +205,9 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 	return 0;
 }
 
-// Only if it is still the same file. Returns a descriptor of it, or -1: its space is given back when that is closed, which
-// may take seconds on a file system that discards.
-static int delete_swap(const struct vm_state *s)
-{
-	_cleanup_close_ int fd = open(s->swap_path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-	uint64_t ino = 0, born_ns = 0;
-
-	if (fd < 0 || file_identity(fd, &ino, &born_ns) || ino != s->swap_ino || born_ns != s->swap_born_ns)
-		return -1;
-	pv_swap_delete(fd, s->swap_path, s->nr_chunks * PV_CHUNK_SIZE);
-	return steal_fd(&fd);
-}
-
 void run_dir_destroy(struct run_dir *rd)
 {
-	_cleanup_close_ int swap = -1;
+	struct pv_swap swap = PV_SWAP_NONE;
 	struct stat ours, theirs;
 	struct vm_state s;
 	struct dirent *d;
@@ -201,8 +220,13 @@ void run_dir_destroy(struct run_dir *rd)
 		run_dir_close(rd);
 		return;
 	}
-	if (!vm_state_load(rd, &s) && s.swap_path)
-		swap = delete_swap(&s);
+	if (!vm_state_load(rd, &s)) {
+		if (s.swap_path && !pv_swap_find(s.swap_path, s.nr_chunks * PV_CHUNK_SIZE, s.swap_token, &swap))
+			pv_swap_delete(&swap);
+		if (s.swap_path)
+			swap_registry_remove(rd->name, s.swap_token);
+		cgroup_destroy(&s.cgroup);
+	}
 	vm_state_fini(&s);
 	dir = opendir(rd->path);
 	while (dir && (d = readdir(dir)))
@@ -213,6 +237,7 @@ void run_dir_destroy(struct run_dir *rd)
 	if (rmdir(rd->path) < 0 && errno != ENOENT)
 		log_warn("cannot remove %s: %s", rd->path, strerror(errno));
 	run_dir_close(rd);
+	pv_swap_close(&swap); // last: on a file system that discards, it takes seconds
 }
 
 int run_dir_map_pages(const struct run_dir *rd, uint64_t nr_chunks, bool create, struct pv_pages **pages)
@@ -256,31 +281,4 @@ int run_dir_listen(const struct run_dir *rd, const char *file)
 		return r;
 	}
 	return steal_fd(&fd);
-}
-
-int file_identity(int fd, uint64_t *ino, uint64_t *born_ns)
-{
-	struct statx st;
-
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &st) < 0)
-		return -errno;
-	*ino = st.stx_ino;
-	*born_ns = st.stx_mask & STATX_BTIME ? (uint64_t)st.stx_btime.tv_sec * NSEC_PER_SEC + st.stx_btime.tv_nsec : 0;
-	return 0;
-}
-
-uint64_t process_start(pid_t pid)
-{
-	char path[40], line[1024], *p;
-	_cleanup_fclose_ FILE *f = NULL;
-	unsigned long long start = 0;
-
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	f = fopen(path, "re");
-	if (!f || !fgets(line, sizeof line, f) || !(p = strrchr(line, ')')))
-		return 0;
-	// Field 22; the name in field 2 may have anything in it.
-	if (sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
-		return 0;
-	return start;
 }

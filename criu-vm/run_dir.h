@@ -4,6 +4,11 @@
 //
 //   RUN_DIR/NAME/           locked (flock) by the VM's pager, for as long as it lives
 //     state                 JSON: what a pager needs to find its VM again; replaced whole, by rename
+//     running               is there once the VM runs by itself, its restore done
+//     supervisor            locked by the VM's supervisor
+//     exe                   the criu-vm that its next pager is started from
+//     vcpus                 their thread ids
+//     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
 //     qmp.sock              criu-vm's own QMP monitor of the VM
 //     control.sock          the pager's
@@ -13,12 +18,14 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "criu-vm/cgroup.h"
 #include "pvmem/chunk.h"
 
 #define RUN_DIR_DEFAULT "/run/criu-vm"
 #define LOG_DIR_DEFAULT "/var/log/criu-vm"
-#define SWAP_DIR_DEFAULT "/var/lib/criu-vm/swap"
 #define RUN_DIR_NAME_MAX 64
+
+struct pv_swap;
 
 struct run_dir {
 	char *root, *name, *path; // absolute
@@ -37,13 +44,18 @@ struct vm_state {
 	bool paging;         // guest RAM is in private virtual memory
 	int target_uffd, target_ring; // planted in QEMU
 	unsigned ring_entries;
+	int target_io;         // in QEMU: the ring of the pager's reads and writes
+	unsigned io_entries;
 	uint64_t budget, ram;  // bytes
 	uint64_t nr_chunks;
 	char *swap_path;       // NULL: no swap image
-	uint64_t swap_ino, swap_born_ns; // of that file: another one may have got its path, and even its inode, since
+	char *swap_token;      // struct pv_swap's
 	bool swap_sparse;
 	char *images;          // directory of the page source, or NULL
+	uint64_t images_id;    // img_dir_id() of it
+	bool fill;             // all that it has is wanted, in the background
 	char *log;
+	struct cgroup cgroup;  // of QEMU, its pager and its supervisor
 	struct vm_state_block *blocks;
 	size_t nr_blocks;
 };
@@ -60,6 +72,11 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd);
 int run_dir_open(const char *root, const char *name, struct run_dir *rd);
 // A pager has it locked.
 bool run_dir_is_locked(const struct run_dir *rd);
+// A process holds the lock of RUN_DIR/NAME/FILE.
+bool run_dir_is_held(const struct run_dir *rd, const char *file);
+// Small files that say something by being there, and by their text; written whole or not at all. -errno, logged.
+int run_dir_mark(const struct run_dir *rd, const char *file, const char *text);
+bool run_dir_has(const struct run_dir *rd, const char *file);
 void run_dir_close(struct run_dir *rd);
 // Deletes it, and the swap image that its state names. Closes.
 void run_dir_destroy(struct run_dir *rd);
@@ -73,14 +90,10 @@ int vm_state_save(const struct run_dir *rd, const struct vm_state *s);
 // Logs but -ENOENT.
 int vm_state_load(const struct run_dir *rd, struct vm_state *s);
 void vm_state_fini(struct vm_state *s);
+// Notes the swap image of the VM. -ENOMEM.
+int vm_state_set_swap(struct vm_state *s, const struct pv_swap *swap);
 // Is the QEMU of this state alive? *pidfd (if not NULL) is then the caller's.
 bool vm_state_qemu_alive(const struct vm_state *s, int *pidfd);
 
 // The page table. create: a new one, of zeros. Unmap with munmap(pages, nr_chunks * sizeof).
 int run_dir_map_pages(const struct run_dir *rd, uint64_t nr_chunks, bool create, struct pv_pages **pages);
-
-// What tells a file from others that have its path before or after it: inode and time of birth (0 where unknown).
-int file_identity(int fd, uint64_t *ino, uint64_t *born_ns);
-
-// Start of a process in clock ticks after boot, 0 if there is none.
-uint64_t process_start(pid_t pid);

@@ -26,11 +26,18 @@ uint64_t stat_number(const json_t *vm, const char *group, const char *key)
 	return n > 0 ? (uint64_t)n : 0;
 }
 
-double stat_real(const json_t *vm, const char *key)
+double stat_real(const json_t *vm, const char *group, const char *key)
 {
-	double d = json_number_value(member(vm, NULL, key));
+	double d = json_number_value(member(vm, group, key));
 
 	return d > 0 ? d : 0;
+}
+
+uint64_t stat_element(const json_t *array, size_t i)
+{
+	json_int_t n = json_integer_value(json_array_get(array, i));
+
+	return n > 0 ? (uint64_t)n : 0;
 }
 
 const char *stat_string(const json_t *vm, const char *key)
@@ -43,6 +50,11 @@ bool stat_is_served(const json_t *vm)
 	const char *state = stat_string(vm, "state");
 
 	return state && !strcmp(state, "served");
+}
+
+bool stat_is_paged(const json_t *vm)
+{
+	return stat_is_served(vm) && json_is_object(json_object_get(vm, "memory"));
 }
 
 static void add_string(json_t *vm, const char *key, const char *value)
@@ -68,6 +80,22 @@ static void describe_recorded(const struct vm_state *s, json_t *vm)
 	add_string(vm, "log", s->log);
 }
 
+// Its QEMU lives, and nobody listens.
+static void explain_no_pager(const struct run_dir *rd, const struct vm_state *s, json_t *vm)
+{
+	char what[256];
+
+	if (run_dir_is_locked(rd)) {
+		judge(vm, "starting", run_dir_has(rd, "running") ? "its pager is starting" : "it is being restored");
+	} else if (run_dir_is_held(rd, "supervisor")) {
+		judge(vm, "unserved", "its pager has ended; its supervisor starts another");
+	} else {
+		snprintf(what, sizeof what, "no pager%s; 'criu-vm lazy-pages --name %s' gives it one",
+			 s->paging ? ": its guest waits for the first page that is not in memory" : "", rd->name);
+		judge(vm, "unserved", what);
+	}
+}
+
 // err: why there is no answer.
 static void explain_silence(const struct run_dir *rd, int err, json_t *vm)
 {
@@ -84,14 +112,13 @@ static void explain_silence(const struct run_dir *rd, int err, json_t *vm)
 	} else if (r) {
 		judge(vm, "unknown", log_last_error());
 	} else if (!vm_state_qemu_alive(&s, NULL)) {
-		judge(vm, "ended", "its QEMU has ended; what is left is removed when the name is used again");
+		judge(vm, "ended", run_dir_is_held(rd, "supervisor") ? "its QEMU has ended; what is left is being removed" :
+								       "its QEMU has ended; what is left is removed when the name is used again");
 	} else if (err != -ENOENT && err != -ECONNREFUSED) {
 		snprintf(what, sizeof what, "its pager cannot be asked: %s", strerror(-err));
 		judge(vm, "unknown", what);
-	} else if (run_dir_is_locked(rd)) {
-		judge(vm, "starting", "it is being restored");
 	} else {
-		judge(vm, "unserved", s.paging ? "no pager: its guest waits for the first page that is not in memory" : "no pager");
+		explain_no_pager(rd, &s, vm);
 	}
 	vm_state_fini(&s);
 }

@@ -23,6 +23,9 @@ int stat_ask_all(const char *root, json_t **vms);
 // Of what a pager said nothing is trusted: a number that is missing, or is none, is 0; a string, NULL. group: an object
 // within vm, or NULL.
 uint64_t stat_number(const json_t *vm, const char *group, const char *key);
-double stat_real(const json_t *vm, const char *key);
+double stat_real(const json_t *vm, const char *group, const char *key);
+uint64_t stat_element(const json_t *array, size_t i);
 const char *stat_string(const json_t *vm, const char *key);
 bool stat_is_served(const json_t *vm);
+// Served, and in private virtual memory: there is all that its pager knows.
+bool stat_is_paged(const json_t *vm);

@@ -7,34 +7,40 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/launch.h"
+#include "criu-vm/process.h"
 #include "images/reader.h"
 #include "lazy-pages/pager.h"
 #include "mm/plant.h"
 #include "qemu/qmp.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
 #include "util/loop.h"
 
 #define MONITOR_TIMEOUT_MS 30000
 #define REOPEN_AFTER_MS 500
+#define RETRY_NS NSEC_PER_SEC
+#define MAX_VCPUS 1024
 
 enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE };
 
 struct vm_pager {
 	struct run_dir *rd;
 	struct vm_state state;
-	int qemu_pidfd, control_fd, launch_fd;
+	int qemu_pidfd, control_fd;
+	int launch_fd; // the line to the restore; -1: the VM ran before us
+	int io_fd;
 	struct mm_plant plant;
 	struct pv_block *blocks;
 	struct pv_pages *pages;
@@ -46,7 +52,7 @@ struct vm_pager {
 	int opened[2];   // a byte when the monitor thread is done
 	bool started;    // the VM is its own
 	bool guest_runs, draining;
-	char *ended_by;  // why QEMU said it would end
+	char waits_for[256];
 };
 
 // The monitor is opened by a thread: QEMU's main thread, which answers, may be waiting for a page that this process serves.
@@ -55,7 +61,8 @@ struct monitor_thread {
 	int done_fd, qemu_pidfd;
 	bool again; // it was open before
 	struct qmp *qmp;
-	pid_t vcpus[1024];
+	bool guest_runs;
+	pid_t vcpus[MAX_VCPUS];
 	size_t nr_vcpus;
 	int err;
 };
@@ -63,14 +70,18 @@ struct monitor_thread {
 static void *open_monitor(void *arg)
 {
 	struct monitor_thread *m = arg;
-	json_t *cpus = NULL;
+	json_t *cpus = NULL, *status = NULL;
 
 	if (m->again && poll(&(struct pollfd){ .fd = m->qemu_pidfd, .events = POLLIN }, 1, REOPEN_AFTER_MS))
 		m->err = -ESRCH; // it was lost because QEMU was ending
 	if (!m->err)
-		m->err = qmp_open(m->path, MONITOR_TIMEOUT_MS, &m->qmp);
+		m->err = qmp_open_watching(m->path, MONITOR_TIMEOUT_MS, m->qemu_pidfd, NULL, &m->qmp);
 	if (!m->err)
 		m->err = qmp_call(m->qmp, "query-cpus-fast", NULL, &cpus);
+	if (!m->err)
+		m->err = qmp_call(m->qmp, "query-status", NULL, &status);
+	m->guest_runs = json_is_true(json_object_get(status, "running"));
+	json_decref(status);
 	for (size_t i = 0; i < json_array_size(cpus) && m->nr_vcpus < ARRAY_SIZE(m->vcpus); i++)
 		m->vcpus[m->nr_vcpus++] = (pid_t)json_integer_value(json_object_get(json_array_get(cpus, i), "thread-id"));
 	json_decref(cpus);
@@ -81,13 +92,38 @@ static void *open_monitor(void *arg)
 	return NULL;
 }
 
+static void fill(struct vm_pager *v)
+{
+	if (!v->state.fill || !v->state.images)
+		return;
+	log_info("what is left in %s comes in the background", v->state.images);
+	lp_pager_fill(v->lp);
+}
+
+static void images_done(void *ctx)
+{
+	struct vm_pager *v = ctx;
+	char *dir = steal_ptr(&v->state.images);
+
+	if (vm_state_save(v->rd, &v->state)) { // the next pager would look for them
+		v->state.images = dir;
+		return;
+	}
+	log_info("%s is no longer needed", dir);
+	free(dir);
+	img_dir_close(v->images);
+	v->images = NULL;
+}
+
 static void say_running(struct vm_pager *v)
 {
 	if (v->started)
 		return;
 	v->started = true;
+	run_dir_mark(v->rd, "running", "");
 	launch_send(v->launch_fd, "running");
 	loop_cancel(lp_pager_loop(v->lp), &v->launch_op);
+	fill(v);
 }
 
 static void cannot_start(struct vm_pager *v, const char *why)
@@ -129,14 +165,13 @@ static void event_received(struct vm_pager *v, const struct qmp_msg *m)
 		v->guest_runs = false;
 	else if (!strcmp(m->text, "RESUME"))
 		v->guest_runs = true;
-	if (!strcmp(m->text, "SHUTDOWN")) {
-		free(v->ended_by);
-		v->ended_by = strdup(reason ? reason : "shutdown");
-	}
-	log_info("QEMU: %s%s%s", m->text, reason ? ", " : "", reason ? reason : "");
+	if (!strcmp(m->text, "SHUTDOWN")) // for the record of its end
+		run_dir_mark(v->rd, "reason", reason ? reason : "shutdown");
+	if (strcmp(m->text, "BALLOON_CHANGE")) // as many as the guest likes
+		log_info("QEMU: %s%s%s", m->text, reason ? ", " : "", reason ? reason : "");
 }
 
-static int start_monitor(struct vm_pager *v);
+static int start_monitor(struct vm_pager *v, bool again);
 
 // QEMU is ending, and the pidfd will say so; if it is not, the monitor is opened again.
 static void monitor_lost(struct vm_pager *v, int err)
@@ -147,7 +182,7 @@ static void monitor_lost(struct vm_pager *v, int err)
 	if (v->draining)
 		lp_pager_drained(v->lp, -EPIPE);
 	v->draining = false;
-	if (vm_state_qemu_alive(&v->state, NULL) && start_monitor(v))
+	if (vm_state_qemu_alive(&v->state, NULL) && start_monitor(v, true))
 		log_err("cannot open QEMU's monitor again; nothing can be paged out any more");
 }
 
@@ -179,6 +214,31 @@ static void drain(void *ctx)
 		lp_pager_drained(v->lp, -EPIPE);
 }
 
+// For a pager that has to go on before QEMU's monitor answers.
+static void remember_vcpus(struct vm_pager *v, const struct monitor_thread *m)
+{
+	char text[12 * MAX_VCPUS + 1] = "";
+	size_t len = 0;
+
+	for (size_t i = 0; i < m->nr_vcpus; i++)
+		len += (size_t)snprintf(text + len, sizeof text - len, "%d ", m->vcpus[i]);
+	run_dir_mark(v->rd, "vcpus", text);
+}
+
+static void recall_vcpus(struct vm_pager *v)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[PATH_MAX], *at, *end;
+	pid_t vcpus[MAX_VCPUS];
+	size_t nr = 0, len;
+
+	if (io_read_file(run_dir_file(v->rd, "vcpus", path, sizeof path), sizeof vcpus * 4, &text, &len))
+		return;
+	for (at = text; nr < MAX_VCPUS && (vcpus[nr] = (pid_t)strtol(at, &end, 10)); at = end)
+		nr++;
+	lp_pager_set_vcpus(v->lp, vcpus, nr);
+}
+
 static void monitor_opened(struct loop_op *op, int res)
 {
 	struct vm_pager *v = list_entry(op, struct vm_pager, opened_op);
@@ -191,26 +251,32 @@ static void monitor_opened(struct loop_op *op, int res)
 		close(v->opened[i]);
 	v->opened[0] = v->opened[1] = -1;
 	v->qmp = m->qmp;
-	if (v->started && m->err) {
-		if (m->err != -ESRCH)
-			log_err("QEMU's monitor does not answer; nothing can be paged out any more");
+	if (m->err == -ESRCH) {
+		// QEMU has ended, and so does the loop.
+	} else if (v->started && m->err) {
+		log_err("QEMU's monitor does not answer; nothing can be paged out any more");
+		// Page-out stays as it is; a take-over, or the end of the VM, is what is left.
 	} else if (m->err || lp_pager_set_vcpus(v->lp, m->vcpus, m->nr_vcpus)) {
 		cannot_start(v, "its monitor does not answer");
 	} else {
+		v->guest_runs = m->guest_runs;
+		remember_vcpus(v, m);
 		v->qmp_op.done = qmp_readable;
 		loop_poll_in(lp_pager_loop(v->lp), &v->qmp_op, qmp_fd(v->qmp));
 		lp_pager_release(v->lp);
-		if (v->started)
-			log_info("QEMU's monitor is open again");
-		else if (!v->state.run)
+		if (v->started) {
+			log_info("QEMU's monitor is open%s", m->again ? " again" : "");
+			fill(v);
+		} else if (!v->state.run) {
 			say_running(v);
-		else if (qmp_send(v->qmp, "cont", NULL, REQUEST_CONT))
+		} else if (qmp_send(v->qmp, "cont", NULL, REQUEST_CONT)) {
 			cannot_start(v, "its monitor is closed");
+		}
 	}
 	free(m);
 }
 
-static int start_monitor(struct vm_pager *v)
+static int start_monitor(struct vm_pager *v, bool again)
 {
 	struct monitor_thread *m = calloc(1, sizeof *m);
 	sigset_t all, old;
@@ -226,7 +292,7 @@ static int start_monitor(struct vm_pager *v)
 	run_dir_file(v->rd, "qmp.sock", m->path, sizeof m->path);
 	m->done_fd = v->opened[1];
 	m->qemu_pidfd = v->qemu_pidfd;
-	m->again = v->started;
+	m->again = again;
 	v->opened_op.done = monitor_opened;
 	loop_poll_in(lp_pager_loop(v->lp), &v->opened_op, v->opened[0]);
 	sigfillset(&all);
@@ -255,7 +321,7 @@ static void launch_readable(struct loop_op *op, int res)
 		return;
 	}
 	msg[n] = 0;
-	if (!strcmp(msg, "run") && start_monitor(v))
+	if (!strcmp(msg, "run") && start_monitor(v, false))
 		cannot_start(v, "no thread for its monitor");
 	loop_poll_in(lp_pager_loop(v->lp), op, v->launch_fd);
 }
@@ -275,9 +341,17 @@ static uint64_t proc_status_kib(pid_t pid, const char *key)
 static void describe(void *ctx, json_t *answer)
 {
 	const struct vm_pager *v = ctx;
+	uint64_t memory;
 
 	json_object_set_new(answer, "name", json_string(v->rd->name));
+	json_object_set_new(answer, "supervisor_pid", json_integer(run_dir_is_held(v->rd, "supervisor") ? getppid() : 0));
 	json_object_set_new(answer, "guest", json_string(v->guest_runs ? "running" : "paused"));
+	if (!cgroup_memory_current(&v->state.cgroup, &memory)) {
+		json_object_set_new(answer, "cgroup", json_string(v->state.cgroup.path[CGROUP_V2] && !v->state.cgroup.path[CGROUP_V1_MEMORY] ?
+									  v->state.cgroup.path[CGROUP_V2] :
+									  v->state.cgroup.path[CGROUP_V1_MEMORY]));
+		json_object_set_new(answer, "cgroup_memory", json_integer((json_int_t)memory));
+	}
 	json_object_set_new(answer, "ram", json_integer((json_int_t)v->state.ram));
 	json_object_set_new(answer, "swap", v->state.swap_path ? json_string(v->state.swap_path) : json_null());
 	json_object_set_new(answer, "images", v->state.images ? json_string(v->state.images) : json_null());
@@ -285,6 +359,105 @@ static void describe(void *ctx, json_t *answer)
 	json_object_set_new(answer, "qemu_host_swap", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmSwap:") * KiB)));
 	json_object_set_new(answer, "qemu_page_tables", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmPTE:") * KiB)));
 	json_object_set_new(answer, "pager_memory", json_integer((json_int_t)(proc_status_kib(getpid(), "RssAnon:") * KiB)));
+}
+
+static json_t *answer_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static json_t *answer_error(const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	return json_pack("{s:s}", "error", text);
+}
+
+static void take_string(const json_t *request, const char *key, char **to)
+{
+	const char *s = json_string_value(json_object_get(request, key));
+
+	if (s) {
+		free(*to);
+		*to = strdup(s);
+	}
+}
+
+// Another pager, perhaps of another binary, perhaps with other paths, is to go on. Who asks has checked them.
+static json_t *replace(struct vm_pager *v, const json_t *request)
+{
+	const char *exe = json_string_value(json_object_get(request, "exe"));
+	int r = 0;
+
+	if (!v->started)
+		return answer_error("the VM is still being restored");
+	if (!run_dir_is_held(v->rd, "supervisor"))
+		return answer_error("no supervisor is there to start another pager");
+	take_string(request, "swap", &v->state.swap_path);
+	take_string(request, "images", &v->state.images);
+	r = vm_state_save(v->rd, &v->state);
+	if (!r && exe)
+		r = run_dir_mark(v->rd, "exe", exe);
+	if (r)
+		return answer_error("the state of the VM cannot be written: %s", strerror(-r));
+	log_info("another pager was asked for; making room for it");
+	lp_pager_stop(v->lp, VM_PAGER_REPLACED);
+	return json_object();
+}
+
+static int open_swap(struct vm_pager *v)
+{
+	if (!v->state.swap_path || v->swap.fd >= 0)
+		return 0;
+	return pv_swap_open(v->state.swap_path, v->state.nr_chunks * PV_CHUNK_SIZE, v->state.swap_token, v->state.swap_sparse, &v->swap);
+}
+
+// The swap image that a smaller budget needs, made by who asks.
+static int take_swap(struct vm_pager *v, const json_t *request)
+{
+	if (v->swap.fd >= 0 || !json_object_get(request, "swap"))
+		return 0;
+	take_string(request, "swap", &v->state.swap_path);
+	take_string(request, "swap_token", &v->state.swap_token);
+	v->state.swap_sparse = json_is_true(json_object_get(request, "swap_sparse"));
+	if (v->state.swap_path && v->state.swap_token && !open_swap(v))
+		return 0;
+	free(v->state.swap_path);
+	v->state.swap_path = NULL;
+	return -EINVAL;
+}
+
+static json_t *set(struct vm_pager *v, const json_t *request)
+{
+	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram"));
+	char want[16], least[16];
+
+	if (!v->state.paging)
+		return answer_error("all of its memory is plain memory: it was restored without --ram and --lazy-pages");
+	if (ram < pv_min_budget(v->state.ram))
+		return answer_error("%s is too little for this VM: it needs %s at least, so that I/O in flight and page-outs have room",
+				    size_format(ram, want), size_format(pv_min_budget(v->state.ram), least));
+	ram = ram < v->state.ram ? ram : v->state.ram;
+	if (take_swap(v, request))
+		return answer_error("its new swap image cannot be opened: %s", log_last_error());
+	if (ram < v->state.ram && v->swap.fd < 0)
+		return answer_error("it has no swap image");
+	if (lp_pager_set_budget(v->lp, ram))
+		return answer_error("it does not serve yet");
+	v->state.budget = ram;
+	if (vm_state_save(v->rd, &v->state))
+		return answer_error("%s", log_last_error());
+	log_info("the budget is %s now", size_format(ram, want));
+	return json_pack("{s:I}", "budget", (json_int_t)ram);
+}
+
+static json_t *command(void *ctx, const char *name, const json_t *request)
+{
+	if (!strcmp(name, "replace"))
+		return replace(ctx, request);
+	if (!strcmp(name, "set"))
+		return set(ctx, request);
+	return answer_error("unknown command");
 }
 
 static int map_blocks(struct vm_pager *v)
@@ -309,35 +482,71 @@ static int map_blocks(struct vm_pager *v)
 		// A page-in must not allocate more than the page that it is for.
 		madvise(b->map, b->len, MADV_NOHUGEPAGE);
 		madvise(b->map, b->len, MADV_DONTDUMP);
-		// Resident guest pages stay out of the host's swap. (Not with the other way of zapping, which needs that swap off.)
-		if (v->plant.ring_fd >= 0 && mlock2(b->map, b->len, MLOCK_ONFAULT) < 0)
-			log_warn("cannot lock guest RAM in memory: %s; with swap on, the host may page it a second time", strerror(errno));
+		if (v->plant.ring_fd < 0) // the other way of zapping leaves locked pages alone; it needs a host without swap
+			munlock(b->map, b->len);
 	}
 	return 0;
 }
 
-static int open_swap(struct vm_pager *v)
+static int open_images(struct vm_pager *v)
 {
-	int fd;
+	int r;
 
-	if (!v->state.swap_path)
+	if (!v->state.images || v->images)
 		return 0;
-	fd = open(v->state.swap_path, O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		int r = -errno;
-
-		log_err("cannot open swap image %s: %s", v->state.swap_path, r == -EWOULDBLOCK ? "another process has it locked" : strerror(-r));
-		if (fd >= 0)
-			close(fd);
+	r = img_dir_open(v->state.images, &v->images);
+	if (r || img_dir_id(v->images) == v->state.images_id)
 		return r;
+	log_err("%s is another checkpoint than the one that VM '%s' was restored from; give its directory with criu-vm lazy-pages --name %s "
+		"--images-dir DIR",
+		v->state.images, v->rd->name, v->rd->name);
+	img_dir_close(v->images);
+	v->images = NULL;
+	return -ESTALE;
+}
+
+// May be tried again after an error.
+static int start_paging(struct vm_pager *v)
+{
+	struct lp_paging paging;
+	int r = open_swap(v);
+
+	if (!r)
+		r = open_images(v);
+	if (r)
+		return r;
+	paging = (struct lp_paging){ .plant = &v->plant, .blocks = v->blocks, .nr_blocks = v->state.nr_blocks, .pages = v->pages,
+				     .swap = &v->swap, .images = v->images, .budget = v->state.budget };
+	return lp_pager_start(v->lp, &paging);
+}
+
+static int attach_paging(struct vm_pager *v)
+{
+	const struct vm_state *s = &v->state;
+	int r;
+
+	r = mm_plant_fetch(s->qemu, s->target_uffd, s->target_ring, s->ring_entries, &v->plant);
+	if (r || (r = mm_fetch_fd(s->qemu, s->target_io, "anon_inode:[io_uring]", &v->io_fd)))
+		return r;
+	if ((r = run_dir_map_pages(v->rd, s->nr_chunks, false, &v->pages)) || (r = map_blocks(v)))
+		return r;
+	r = lp_pager_fence(v->lp, v->io_fd, s->io_entries);
+	if (!r)
+		r = start_paging(v);
+	// A VM that runs is not given up because a disk is away.
+	while (r && v->launch_fd < 0 && r != -ESRCH && r != VM_PAGER_REPLACED) {
+		snprintf(v->waits_for, sizeof v->waits_for, "%s", log_last_error());
+		r = lp_pager_wait(v->lp, RETRY_NS, v->waits_for);
+		if (!r)
+			r = start_paging(v);
 	}
-	return pv_swap_adopt(fd, v->state.swap_path, (uint64_t)v->state.nr_chunks * PV_CHUNK_SIZE, v->state.swap_sparse, &v->swap);
+	return r;
 }
 
 static int attach(struct vm_pager *v)
 {
-	struct lp_opts o;
 	int r = vm_state_load(v->rd, &v->state);
+	struct lp_opts o;
 
 	if (r)
 		return r;
@@ -349,35 +558,9 @@ static int attach(struct vm_pager *v)
 	if (r < 0)
 		return r;
 	o = (struct lp_opts){ .qemu = v->state.qemu, .qemu_pidfd = v->qemu_pidfd, .control_fd = v->control_fd, .ctx = v, .drain = drain,
-			      .describe = describe };
-	if (v->state.paging) {
-		r = mm_plant_fetch(v->state.qemu, v->state.target_uffd, v->state.target_ring, v->state.ring_entries, &v->plant);
-		if (r || (r = run_dir_map_pages(v->rd, v->state.nr_chunks, false, &v->pages)) || (r = map_blocks(v)) || (r = open_swap(v)))
-			return r;
-		if (v->state.images && (r = img_dir_open(v->state.images, &v->images)))
-			return r;
-		o.plant = &v->plant;
-		o.blocks = v->blocks;
-		o.nr_blocks = v->state.nr_blocks;
-		o.pages = v->pages;
-		o.swap = &v->swap;
-		o.images = v->images;
-		o.budget = v->state.budget;
-	}
-	return lp_pager_new(&o, &v->lp);
-}
-
-// Says how it ended, if it was our child.
-static void reap_qemu(struct vm_pager *v)
-{
-	int status;
-
-	if (waitpid(v->state.qemu, &status, 0) != v->state.qemu)
-		log_warn("QEMU has ended");
-	else if (WIFSIGNALED(status))
-		log_warn("QEMU was killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
-	else
-		log_warn("QEMU has ended with status %d%s%s", WEXITSTATUS(status), v->ended_by ? ": " : "", v->ended_by ? v->ended_by : "");
+			      .describe = describe, .images_done = images_done, .command = command };
+	r = lp_pager_new(&o, &v->lp);
+	return r || !v->state.paging ? r : attach_paging(v);
 }
 
 static void detach(struct vm_pager *v)
@@ -393,12 +576,13 @@ static void detach(struct vm_pager *v)
 			close(v->blocks[i].memfd);
 		}
 	free(v->blocks);
-	free(v->ended_by);
 	for (unsigned i = 0; i < 2; i++)
 		if (v->opened[i] > 0)
 			close(v->opened[i]);
 	if (v->pages)
 		munmap(v->pages, v->state.nr_chunks * sizeof *v->pages);
+	if (v->io_fd >= 0)
+		close(v->io_fd);
 	if (v->control_fd >= 0)
 		close(v->control_fd);
 	if (v->qemu_pidfd >= 0)
@@ -406,33 +590,51 @@ static void detach(struct vm_pager *v)
 	vm_state_fini(&v->state);
 }
 
+// What the pager needs while guest pages wait for it must not have to come from a disk itself; and the pages that it
+// brings in stay in memory as long as they are on its books.
+static void stay_in_memory(void)
+{
+	// What there is, all of it now; what comes, guest RAM among it, as it is touched.
+	if (mlockall(MCL_CURRENT) < 0 || mlockall(MCL_FUTURE | MCL_ONFAULT) < 0)
+		log_warn("cannot lock the pager in memory: %s; with swap on, the host may page guest RAM a second time", strerror(errno));
+	process_spare_from_oom();
+}
+
+static int serve(struct vm_pager *v)
+{
+	if (v->launch_fd >= 0) {
+		v->launch_op.done = launch_readable;
+		loop_poll_in(lp_pager_loop(v->lp), &v->launch_op, v->launch_fd);
+		launch_send(v->launch_fd, "pager %d", getpid());
+		launch_send(v->launch_fd, "serving");
+	} else {
+		v->started = true;
+		recall_vcpus(v);
+		log_info("serves VM '%s', whose QEMU is pid %d, from here on", v->rd->name, v->state.qemu);
+		if (start_monitor(v, false))
+			log_err("cannot open QEMU's monitor; nothing can be paged out");
+	}
+	return lp_pager_run(v->lp);
+}
+
 int vm_pager_run(struct run_dir *rd, int launch_fd)
 {
-	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .plant = { .uffd = -1, .ring_fd = -1 },
-			      .swap = PV_SWAP_NONE };
-	int r = attach(&v);
+	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .io_fd = -1,
+			      .plant = { .uffd = -1, .ring_fd = -1 }, .swap = PV_SWAP_NONE };
+	int r;
 
-	if (r) {
+	stay_in_memory();
+	r = attach(&v);
+	if (r && launch_fd >= 0)
 		launch_send(launch_fd, "error the pager cannot attach: %s", log_last_error());
-	} else {
-		v.launch_op.done = launch_readable;
-		loop_poll_in(lp_pager_loop(v.lp), &v.launch_op, launch_fd);
-		launch_send(launch_fd, "serving");
-		r = lp_pager_run(v.lp);
-	}
-	if (r && v.started) { // the VM lives: what it needs stays, its faults wait
-		log_err("the pager gives up; the guest waits");
-		detach(&v);
-		run_dir_close(rd);
-		return CMD_ATTENTION;
-	}
-	if (r && v.state.qemu > 0)
-		kill(v.state.qemu, SIGKILL); // our child: the pid cannot be another's
-	if (v.state.qemu > 0)
-		reap_qemu(&v);
-	if (!v.started)
+	else if (!r)
+		r = serve(&v);
+	if (r == -ESRCH)
+		r = 0;
+	if (!r && launch_fd >= 0 && !v.started)
 		launch_send(launch_fd, "error QEMU has ended; its output is in %s", v.state.log ? v.state.log : "the log");
+	if (r < 0)
+		log_err("the pager gives up%s", launch_fd < 0 || v.started ? "; the guest waits for another one" : "");
 	detach(&v);
-	run_dir_destroy(rd);
-	return r ? CMD_FAILED : CMD_OK;
+	return r < 0 ? CMD_FAILED : r;
 }

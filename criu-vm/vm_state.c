@@ -5,38 +5,97 @@
 #include <jansson.h>
 #include <limits.h>
 #include <poll.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "criu-vm/process.h"
 #include "criu-vm/run_dir.h"
+#include "pvmem/swap.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/size.h"
 
-#define STATE_VERSION 1
+#define STATE_VERSION 2
 #define STATE_MAX_LEN (1 << 20)
 #define MAX_BLOCKS 256
 
-static json_t *string_or_null(const char *s)
+enum field_type { INT, UNSIGNED, U64, BOOL, STRING }; // STRING: allocated, or NULL
+
+static const struct field {
+	const char *name;
+	enum field_type type;
+	size_t at; // in struct vm_state
+} fields[] = {
+#define FIELD(name, type) { #name, type, offsetof(struct vm_state, name) }
+	{ "cgroup", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V2]) },
+	{ "cgroup_v1_memory", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V1_MEMORY]) },
+	{ "scope", STRING, offsetof(struct vm_state, cgroup.scope) },
+	FIELD(qemu, INT),	  FIELD(qemu_start, U64),   FIELD(run, BOOL),	       FIELD(paging, BOOL),	 FIELD(target_uffd, INT),
+	FIELD(target_ring, INT),  FIELD(ring_entries, UNSIGNED), FIELD(target_io, INT), FIELD(io_entries, UNSIGNED), FIELD(budget, U64),
+	FIELD(ram, U64),	  FIELD(nr_chunks, U64),    FIELD(swap_path, STRING),  FIELD(swap_sparse, BOOL), FIELD(swap_token, STRING),
+	FIELD(images, STRING),    FIELD(images_id, U64),     FIELD(fill, BOOL),	 FIELD(log, STRING),
+#undef FIELD
+};
+
+static json_t *field_to_json(const struct vm_state *s, const struct field *f)
 {
-	return s ? json_string(s) : json_null();
+	const char *at = (const char *)s + f->at;
+
+	switch (f->type) {
+	case INT:
+		return json_integer(*(const int *)at);
+	case UNSIGNED:
+		return json_integer(*(const unsigned *)at);
+	case U64: // beyond 2^63 a JSON integer is negative
+		return json_integer((json_int_t)*(const uint64_t *)at);
+	case BOOL:
+		return json_boolean(*(const bool *)at);
+	default:
+		return *(char *const *)at ? json_string(*(char *const *)at) : json_null();
+	}
+}
+
+static int field_from_json(struct vm_state *s, const struct field *f, const json_t *j)
+{
+	char *at = (char *)s + f->at;
+
+	if (f->type == BOOL ? !json_is_boolean(j) : f->type == STRING ? !json_is_string(j) && !json_is_null(j) : !json_is_integer(j))
+		return -EPROTO;
+	switch (f->type) {
+	case INT:
+		*(int *)at = (int)json_integer_value(j);
+		break;
+	case UNSIGNED:
+		*(unsigned *)at = (unsigned)json_integer_value(j);
+		break;
+	case U64:
+		*(uint64_t *)at = (uint64_t)json_integer_value(j);
+		break;
+	case BOOL:
+		*(bool *)at = json_is_true(j);
+		break;
+	default:
+		*(char **)at = json_is_string(j) ? strdup(json_string_value(j)) : NULL;
+		return json_is_string(j) && !*(char **)at ? -ENOMEM : 0;
+	}
+	return 0;
 }
 
 static json_t *to_json(const struct vm_state *s)
 {
-	json_t *blocks = json_array();
+	json_t *j = json_pack("{s:i}", "version", STATE_VERSION), *blocks = json_array();
 
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
+		json_object_set_new(j, fields[i].name, field_to_json(s, &fields[i]));
 	for (size_t i = 0; i < s->nr_blocks; i++)
 		json_array_append_new(blocks, json_pack("{s:I s:I s:I s:i}", "off", (json_int_t)s->blocks[i].off, "len", (json_int_t)s->blocks[i].len,
 							"hva", (json_int_t)s->blocks[i].hva, "memfd", s->blocks[i].memfd));
-	return json_pack("{s:i s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:I s:I s:o s:o s:o}", "version", STATE_VERSION, "qemu", (int)s->qemu,
-			 "qemu_start", (json_int_t)s->qemu_start, "run", s->run, "paging", s->paging, "target_uffd", s->target_uffd,
-			 "target_ring", s->target_ring, "ring_entries", (int)s->ring_entries, "budget", (json_int_t)s->budget, "ram",
-			 (json_int_t)s->ram, "nr_chunks", (json_int_t)s->nr_chunks, "swap", string_or_null(s->swap_path), "swap_sparse",
-			 s->swap_sparse, "swap_ino", (json_int_t)s->swap_ino, "swap_born_ns",
-			 (json_int_t)s->swap_born_ns, "images", string_or_null(s->images), "log", string_or_null(s->log), "blocks", blocks);
+	json_object_set_new(j, "blocks", blocks);
+	return j;
 }
 
 int vm_state_save(const struct run_dir *rd, const struct vm_state *s)
@@ -60,41 +119,11 @@ int vm_state_save(const struct run_dir *rd, const struct vm_state *s)
 	return r;
 }
 
-static int copy_string(const json_t *j, char **out)
+static int blocks_from_json(const json_t *blocks, struct vm_state *s)
 {
-	*out = json_is_string(j) ? strdup(json_string_value(j)) : NULL;
-	return json_is_string(j) && !*out ? -ENOMEM : 0;
-}
-
-static int from_json(json_t *j, struct vm_state *s)
-{
-	json_int_t start, budget, ram, nr_chunks, swap_ino, swap_born_ns;
-	json_t *swap, *images, *log, *blocks;
-	int version, pid, run, paging, sparse, entries, r;
-
-	if (json_unpack(j, "{s:i}", "version", &version) || version != STATE_VERSION)
-		return -EPROTO;
-	if (json_unpack(j, "{s:i s:I s:b s:b s:i s:i s:i s:I s:I s:I s:o s:b s:I s:I s:o s:o s:o}", "qemu", &pid, "qemu_start", &start, "run", &run,
-			"paging", &paging, "target_uffd", &s->target_uffd, "target_ring", &s->target_ring, "ring_entries", &entries,
-			"budget", &budget, "ram", &ram, "nr_chunks", &nr_chunks, "swap", &swap, "swap_sparse", &sparse, "swap_ino", &swap_ino,
-			"swap_born_ns", &swap_born_ns, "images", &images, "log",
-			&log, "blocks", &blocks) ||
-	    json_array_size(blocks) > MAX_BLOCKS)
-		return -EPROTO;
-	s->qemu = pid;
-	s->qemu_start = (uint64_t)start;
-	s->run = run;
-	s->paging = paging;
-	s->ring_entries = (unsigned)entries;
-	s->budget = (uint64_t)budget;
-	s->ram = (uint64_t)ram;
-	s->nr_chunks = (uint64_t)nr_chunks;
-	s->swap_sparse = sparse;
-	s->swap_ino = (uint64_t)swap_ino;
-	s->swap_born_ns = (uint64_t)swap_born_ns;
-	if ((r = copy_string(swap, &s->swap_path)) || (r = copy_string(images, &s->images)) || (r = copy_string(log, &s->log)))
-		return r;
 	s->nr_blocks = json_array_size(blocks);
+	if (!json_is_array(blocks) || s->nr_blocks > MAX_BLOCKS)
+		return -EPROTO;
 	s->blocks = calloc(s->nr_blocks + 1, sizeof *s->blocks);
 	if (!s->blocks)
 		return -ENOMEM;
@@ -111,6 +140,21 @@ static int from_json(json_t *j, struct vm_state *s)
 	return 0;
 }
 
+static int from_json(const json_t *j, struct vm_state *s)
+{
+	if (json_integer_value(json_object_get(j, "version")) != STATE_VERSION)
+		return -EPROTO;
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++) {
+		int r = field_from_json(s, &fields[i], json_object_get(j, fields[i].name));
+
+		if (r)
+			return r;
+	}
+	if (s->swap_path && !s->swap_token)
+		return -EPROTO;
+	return blocks_from_json(json_object_get(j, "blocks"), s);
+}
+
 int vm_state_load(const struct run_dir *rd, struct vm_state *s)
 {
 	_cleanup_free_ char *text = NULL;
@@ -119,7 +163,7 @@ int vm_state_load(const struct run_dir *rd, struct vm_state *s)
 	json_t *j;
 	int r;
 
-	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1 };
+	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };
 	r = io_read_file(run_dir_file(rd, "state", path, sizeof path), STATE_MAX_LEN, &text, &len);
 	if (r == -ENOENT)
 		return r;
@@ -140,10 +184,12 @@ int vm_state_load(const struct run_dir *rd, struct vm_state *s)
 void vm_state_fini(struct vm_state *s)
 {
 	free(s->swap_path);
+	free(s->swap_token);
 	free(s->images);
 	free(s->log);
 	free(s->blocks);
-	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1 };
+	cgroup_fini(&s->cgroup);
+	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };
 }
 
 bool vm_state_qemu_alive(const struct vm_state *s, int *out)
@@ -157,4 +203,14 @@ bool vm_state_qemu_alive(const struct vm_state *s, int *out)
 	if (out)
 		*out = steal_fd(&pidfd);
 	return true;
+}
+
+int vm_state_set_swap(struct vm_state *s, const struct pv_swap *swap)
+{
+	free(s->swap_path);
+	free(s->swap_token);
+	s->swap_path = strdup(swap->path); // absolute: the pager may be asked from anywhere
+	s->swap_token = strdup(swap->token);
+	s->swap_sparse = swap->sparse;
+	return s->swap_path && s->swap_token ? 0 : -ENOMEM;
 }

@@ -280,6 +280,11 @@ void img_dir_close(struct img_dir *d)
 	free(d);
 }
 
+uint64_t img_dir_id(const struct img_dir *d)
+{
+	return d->inv->vm_checksum;
+}
+
 const VmEntry *img_dir_vm(const struct img_dir *d)
 {
 	return d->vm;

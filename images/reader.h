@@ -22,6 +22,9 @@ struct img_chunk {
 int img_dir_open(const char *path, struct img_dir **d);
 void img_dir_close(struct img_dir *d);
 
+// Tells this checkpoint from all others: a checksum over everything but the pages themselves, whose checksums are in it.
+uint64_t img_dir_id(const struct img_dir *d);
+
 // Borrowed until img_dir_close(). Within the limits of the format, strings not interpreted.
 const VmEntry *img_dir_vm(const struct img_dir *d);
 const DeviceStateEntry *img_dir_device_state(const struct img_dir *d);

@@ -15,7 +15,7 @@
 #include "util/list.h"
 
 #define MAX_CLIENTS 16
-#define REQUEST_MAX 4096
+#define REQUEST_MAX 16384
 #define REPLY_MAX (1 << 20)
 
 struct client {
@@ -127,14 +127,13 @@ void lp_control_free(struct lp_control *c)
 	free(c);
 }
 
-int lp_control_ask(const char *path, const char *command, int timeout_ms, json_t **reply)
+static int exchange(const char *path, const char *request, int timeout_ms, json_t **reply)
 {
 	// Not blocking: connecting to a pager that is stuck would wait for ever once its backlog is full.
 	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
 	uint64_t end = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 	_cleanup_free_ char *text = NULL;
-	char request[256];
 	size_t have = 0;
 
 	if (fd < 0)
@@ -144,7 +143,6 @@ int lp_control_ask(const char *path, const char *command, int timeout_ms, json_t
 	memcpy(to.sun_path, path, strlen(path) + 1);
 	if (connect(fd, (const struct sockaddr *)&to, sizeof to) < 0)
 		return errno == EAGAIN ? -ETIMEDOUT : -errno;
-	snprintf(request, sizeof request, "{\"execute\":\"%s\"}\n", command);
 	text = malloc(REPLY_MAX);
 	if (!text)
 		return -ENOMEM;
@@ -168,4 +166,17 @@ int lp_control_ask(const char *path, const char *command, int timeout_ms, json_t
 	}
 	*reply = json_loadb(text, have, 0, NULL);
 	return *reply ? 0 : -EPROTO;
+}
+
+int lp_control_request(const char *path, json_t *request, int timeout_ms, json_t **reply)
+{
+	_cleanup_free_ char *text = json_dumps(request, JSON_COMPACT), *line = NULL;
+
+	json_decref(request);
+	return text && asprintf(&line, "%s\n", text) > 0 ? exchange(path, line, timeout_ms, reply) : -ENOMEM;
+}
+
+int lp_control_ask(const char *path, const char *command, int timeout_ms, json_t **reply)
+{
+	return lp_control_request(path, json_pack("{s:s}", "execute", command), timeout_ms, reply);
 }

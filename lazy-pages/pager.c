@@ -10,20 +10,26 @@
 #include <unistd.h>
 
 #include "lazy-pages/control.h"
+#include "lazy-pages/describe.h"
 #include "lazy-pages/image_source.h"
+#include "lazy-pages/take_over.h"
 #include "mm/pagemap.h"
 #include "mm/uapi.h"
 #include "mm/uffd.h"
 #include "mm/zap.h"
 #include "util/clock.h"
+#include "util/io_ring.h"
 #include "util/log.h"
 #include "util/loop.h"
 
 #define LOOP_ENTRIES 1024
 #define EVENTS_A_READ 64
+#define FENCE_LOOK_NS (2 * NSEC_PER_MSEC)
+#define FENCE_TELL_NS (10 * NSEC_PER_SEC)
 
 struct lp_pager {
 	struct lp_opts o;
+	struct lp_paging paging;
 	struct loop loop;
 	struct pv_engine *engine;
 	struct pv_ops ops;
@@ -32,7 +38,8 @@ struct lp_pager {
 	struct lp_image_source *source;
 	struct lp_control *control;
 	struct loop_op uffd_op, pidfd_op;
-	struct loop_timer tick;
+	struct loop_timer tick, pause;
+	const char *waits_for; // before it serves
 	pid_t *vcpus;
 	size_t nr_vcpus;
 	bool stopping;
@@ -54,8 +61,8 @@ static bool is_vcpu(const struct lp_pager *p, pid_t tid)
 
 static void removed(struct lp_pager *p, uint64_t start, uint64_t end)
 {
-	for (size_t i = 0; i < p->o.nr_blocks; i++) {
-		const struct pv_block *b = &p->o.blocks[i];
+	for (size_t i = 0; i < p->paging.nr_blocks; i++) {
+		const struct pv_block *b = &p->paging.blocks[i];
 		uint64_t from = start > b->hva ? start : b->hva, to = end < b->hva + b->len ? end : b->hva + b->len;
 
 		if (from < to)
@@ -90,7 +97,7 @@ static void uffd_readable(struct loop_op *op, int res)
 	ssize_t n;
 
 	do {
-		n = read(p->o.plant->uffd, m, sizeof m);
+		n = read(p->paging.plant->uffd, m, sizeof m);
 		// What was removed first: the read has let QEMU go on with it, and a fault's neighbours may be among it.
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
 			if (m[i].event != UFFD_EVENT_PAGEFAULT)
@@ -103,7 +110,7 @@ static void uffd_readable(struct loop_op *op, int res)
 		log_err("cannot wait for faults: %s", strerror(-res));
 		lp_pager_stop(p, res);
 	} else if (!(res & POLLERR)) { // that is said when QEMU has ended
-		loop_poll_in(&p->loop, op, p->o.plant->uffd);
+		loop_poll_in(&p->loop, op, p->paging.plant->uffd);
 	}
 }
 
@@ -123,57 +130,25 @@ static void ticked(struct loop_op *op, int res)
 	loop_timer(&p->loop, &p->tick, NSEC_PER_SEC);
 }
 
-static json_t *bytes(uint64_t pages)
-{
-	return json_integer((json_int_t)(pages * PAGE_SIZE));
-}
-
-static json_t *describe_paging(const struct lp_pager *p)
-{
-	struct pv_stats s;
-	json_t *memory, *counts, *hist = json_array(), *queues = json_array();
-	uint64_t blocks = 0;
-
-	pv_engine_stats(p->engine, &s);
-	for (size_t i = 0; i < p->o.nr_blocks; i++) {
-		struct stat st;
-
-		if (!fstat(p->o.blocks[i].memfd, &st))
-			blocks += (uint64_t)st.st_blocks * 512;
-	}
-	memory = json_pack("{s:o s:I s:o s:o s:o s:o s:o s:o s:o s:o s:o}", "budget", bytes(s.budget), "memfd", (json_int_t)blocks, "resident",
-			   bytes(s.resident), "page_out_under_way", bytes(s.page_out_under_way), "standby", bytes(s.standby), "swapped",
-			   bytes(s.swapped), "remote", bytes(s.remote), "empty", bytes(s.empty), "reserve", bytes(s.reserve), "overdraft",
-			   bytes(s.overdraft), "overdraft_max", bytes(s.overdraft_max));
-	counts = json_pack("{s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I s:I}", "faults", (json_int_t)s.faults, "minor_faults",
-			   (json_int_t)s.minor_faults, "vcpu_faults", (json_int_t)s.vcpu_faults, "faults_delayed", (json_int_t)s.faults_delayed,
-			   "pages_in_zero", (json_int_t)s.in_zero, "pages_in_swap", (json_int_t)s.in_swap, "pages_in_source",
-			   (json_int_t)s.in_source, "pages_out_written", (json_int_t)s.out_written, "pages_out_clean", (json_int_t)s.out_clean,
-			   "pages_out_zero", (json_int_t)s.out_zero, "chunks_out", (json_int_t)s.chunks_out, "chunks_rescued",
-			   (json_int_t)s.chunks_rescued, "pages_discarded", (json_int_t)s.discarded, "drains", (json_int_t)s.drains, "drain_ns",
-			   (json_int_t)s.drain_ns, "drain_ns_max", (json_int_t)s.drain_ns_max, "write_errors", (json_int_t)s.writes_failed);
-	for (unsigned i = 0; i < PV_LATENCY_BUCKETS; i++)
-		json_array_append_new(hist, json_integer((json_int_t)s.latency[i]));
-	for (unsigned i = 0; i < PV_NR_QUEUES; i++)
-		json_array_append_new(queues, json_integer((json_int_t)s.queue[i]));
-	return json_pack("{s:o s:o s:o s:o s:i s:o}", "memory", memory, "counts", counts, "page_in_latency_log2_us", hist, "queues", queues,
-			 "reads_waiting", (int)s.reads_waiting, "trouble", s.trouble ? json_string(s.trouble) : json_null());
-}
-
 static json_t *answer(void *ctx, const json_t *request)
 {
 	struct lp_pager *p = ctx;
 	const char *command = json_string_value(json_object_get(request, "execute"));
 	json_t *reply, *paging;
 
-	if (!command || strcmp(command, "stat"))
-		return json_pack("{s:s}", "error", "unknown command");
+	if (!command)
+		return json_pack("{s:s}", "error", "no command");
+	if (strcmp(command, "stat"))
+		return p->o.command(p->o.ctx, command, request);
 	reply = json_pack("{s:i s:i s:f s:b}", "qemu_pid", (int)p->o.qemu, "pager_pid", (int)getpid(), "uptime_s",
 			  (double)(clock_now_ns() - p->begun_ns) / 1e9, "paging", p->engine != NULL);
 	if (p->engine) {
-		paging = describe_paging(p);
+		paging = lp_describe_paging(p->engine, p->paging.blocks, p->paging.nr_blocks);
 		json_object_update(reply, paging);
 		json_decref(paging);
+	} else if (p->waits_for) {
+		json_object_set_new(reply, "trouble", json_string(p->waits_for));
+		json_object_set_new(reply, "trouble_s", json_real((double)(clock_now_ns() - p->begun_ns) / NSEC_PER_SEC));
 	}
 	p->o.describe(p->o.ctx, reply);
 	return reply;
@@ -193,54 +168,140 @@ static void source_read(void *ctx, struct pv_source_read *rd)
 	lp_image_source_read(p->source, rd);
 }
 
+static void source_done(void *ctx)
+{
+	struct lp_pager *p = ctx;
+
+	if (!p->source)
+		return;
+	lp_image_source_free(p->source);
+	p->source = NULL;
+	p->paging.images = NULL;
+	p->o.images_done(p->o.ctx);
+}
+
 // The mappings of guest RAM in QEMU, one for each block.
 static int new_zapper(struct lp_pager *p)
 {
-	struct mm_region *regions = calloc(p->o.nr_blocks, sizeof *regions);
-	enum mm_zap_method method = p->o.plant->ring_fd >= 0 ? MM_ZAP_RING : MM_ZAP_PAGEOUT;
+	struct mm_region *regions = calloc(p->paging.nr_blocks, sizeof *regions);
+	enum mm_zap_method method = p->paging.plant->ring_fd >= 0 ? MM_ZAP_RING : MM_ZAP_PAGEOUT;
 	int r = regions ? 0 : -ENOMEM;
 
-	for (size_t i = 0; !r && i < p->o.nr_blocks; i++) {
+	for (size_t i = 0; !r && i < p->paging.nr_blocks; i++) {
 		struct stat st;
 
-		if (fstat(p->o.blocks[i].memfd, &st) < 0)
+		if (fstat(p->paging.blocks[i].memfd, &st) < 0)
 			r = -errno;
-		regions[i] = (struct mm_region){ .hva = p->o.blocks[i].hva, .len = p->o.blocks[i].len, .dev = st.st_dev, .ino = st.st_ino };
+		regions[i] = (struct mm_region){ .hva = p->paging.blocks[i].hva, .len = p->paging.blocks[i].len, .dev = st.st_dev, .ino = st.st_ino };
 	}
 	if (!r)
-		r = mm_zapper_new(p->o.qemu, p->o.plant, regions, p->o.nr_blocks, method, &p->zapper);
+		r = mm_zapper_new(p->o.qemu, p->paging.plant, regions, p->paging.nr_blocks, method, &p->zapper);
 	free(regions);
 	return r;
 }
 
 static int new_engine(struct lp_pager *p)
 {
-	struct pv_opts eo = { .loop = &p->loop, .uffd = p->o.plant->uffd, .zap_own = p->o.plant->ring_fd < 0, .swap = p->o.swap,
-			      .blocks = p->o.blocks, .nr_blocks = p->o.nr_blocks, .pages = p->o.pages, .budget = p->o.budget, .ops = &p->ops };
+	struct pv_opts eo = { .loop = &p->loop, .uffd = p->paging.plant->uffd, .zap_own = p->paging.plant->ring_fd < 0, .swap = p->paging.swap,
+			      .blocks = p->paging.blocks, .nr_blocks = p->paging.nr_blocks, .pages = p->paging.pages,
+			      .budget = p->paging.budget, .ops = &p->ops };
 	int r = new_zapper(p);
 
 	if (!r)
 		r = mm_pagemap_open(p->o.qemu, &p->pagemap);
-	if (!r && p->o.images)
-		r = lp_image_source_new(&p->loop, p->o.images, &p->source);
+	if (!r && p->paging.images)
+		r = lp_image_source_new(&p->loop, p->paging.images, &p->source);
+	if (!r)
+		r = lp_settle(p->paging.plant, p->zapper, p->pagemap, p->paging.blocks, p->paging.nr_blocks, p->paging.pages, p->o.qemu_pidfd);
 	if (r)
 		return r;
-	p->ops = (struct pv_ops){ .ctx = p, .drain = drain, .source_read = source_read };
+	p->ops = (struct pv_ops){ .ctx = p, .drain = drain, .source_read = source_read, .source_done = source_done };
 	eo.zapper = p->zapper;
 	eo.pagemap = p->pagemap;
 	r = pv_engine_new(&eo, &p->engine);
-	if (r) {
+	if (r)
 		log_err("cannot start the paging engine: %s", strerror(-r));
+	else if (p->source)
+		lp_image_source_set_engine(p->source, p->engine);
+	return r;
+}
+
+static void free_engine(struct lp_pager *p)
+{
+	mm_zapper_free(p->zapper);
+	pv_engine_free(p->engine);
+	lp_image_source_free(p->source);
+	mm_pagemap_close(p->pagemap);
+	p->zapper = NULL;
+	p->engine = NULL;
+	p->source = NULL;
+	p->pagemap = NULL;
+}
+
+int lp_pager_start(struct lp_pager *p, const struct lp_paging *paging)
+{
+	int r;
+
+	p->paging = *paging;
+	r = new_engine(p);
+	if (r) {
+		free_engine(p);
 		return r;
 	}
-	if (p->source)
-		lp_image_source_set_engine(p->source, p->engine);
+	p->waits_for = NULL;
 	p->uffd_op.done = uffd_readable;
-	loop_poll_in(&p->loop, &p->uffd_op, p->o.plant->uffd);
+	loop_poll_in(&p->loop, &p->uffd_op, p->paging.plant->uffd);
 	// A fault that somebody before us has read, and not answered, is raised again.
-	for (size_t i = 0; i < p->o.nr_blocks; i++)
-		mm_uffd_wake(p->o.plant->uffd, p->o.blocks[i].hva, p->o.blocks[i].len);
+	for (size_t i = 0; i < p->paging.nr_blocks; i++)
+		mm_uffd_wake(p->paging.plant->uffd, p->paging.blocks[i].hva, p->paging.blocks[i].len);
 	return 0;
+}
+
+static void paused(struct loop_op *op, int res)
+{
+	(void)op; // lp_pager_wait() looks at it
+	(void)res;
+}
+
+int lp_pager_wait(struct lp_pager *p, uint64_t ns, const char *why)
+{
+	p->waits_for = why;
+	p->pause.op.done = paused;
+	loop_timer(&p->loop, &p->pause, ns);
+	while (p->pause.op.busy && !p->stopping) {
+		int r = loop_round(&p->loop, true);
+
+		if (r)
+			return r;
+	}
+	return !p->stopping ? 0 : p->reason ? p->reason : -ESRCH;
+}
+
+int lp_pager_fence(struct lp_pager *p, int io_fd, unsigned entries)
+{
+	uint64_t begun = clock_now_ns(), told = begun, now;
+	struct io_uring ring = { .ring_fd = 0 };
+	unsigned left, most = 0;
+	int r = io_ring_map(io_fd, entries, &ring);
+
+	while (!r && (left = io_ring_abandoned(&ring))) {
+		most = left > most ? left : most;
+		r = lp_pager_wait(p, FENCE_LOOK_NS, "I/O of a pager that died has not ended yet");
+		now = clock_now_ns();
+		if (!r && now - told > FENCE_TELL_NS) {
+			log_warn("%u reads or writes of a pager that died have not ended; the guest waits for them", left);
+			told = now;
+		}
+	}
+	if (r && r != -ESRCH)
+		log_err("the ring of the pager's I/O: %s", strerror(-r));
+	if (!r && most)
+		log_info("%u reads or writes of a pager that died ended after %.1f ms", most, (double)(clock_now_ns() - begun) / NSEC_PER_MSEC);
+	if (!r)
+		r = loop_use_io_ring(&p->loop, io_fd, entries);
+	if (ring.ring_fd)
+		io_ring_unmap(&ring);
+	return r;
 }
 
 int lp_pager_new(const struct lp_opts *o, struct lp_pager **out)
@@ -259,8 +320,6 @@ int lp_pager_new(const struct lp_opts *o, struct lp_pager **out)
 		return r;
 	}
 	r = lp_control_new(&p->loop, o->control_fd, answer, p, &p->control);
-	if (!r && o->plant)
-		r = new_engine(p);
 	if (r) {
 		lp_pager_free(p);
 		return r;
@@ -278,11 +337,8 @@ void lp_pager_free(struct lp_pager *p)
 	if (!p)
 		return;
 	loop_fini(&p->loop); // cancels what is in flight and waits for it
-	mm_zapper_free(p->zapper);
-	pv_engine_free(p->engine);
-	lp_image_source_free(p->source);
+	free_engine(p);
 	lp_control_free(p->control);
-	mm_pagemap_close(p->pagemap);
 	free(p->vcpus);
 	free(p);
 }
@@ -298,9 +354,20 @@ void lp_pager_release(struct lp_pager *p)
 		pv_engine_run(p->engine);
 }
 
+void lp_pager_fill(struct lp_pager *p)
+{
+	if (p->engine)
+		pv_fill_begin(p->engine);
+}
+
 void lp_pager_drained(struct lp_pager *p, int err)
 {
 	pv_drained(p->engine, err);
+}
+
+int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes)
+{
+	return p->engine ? pv_engine_set_budget(p->engine, bytes) : -EAGAIN;
 }
 
 int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr)

@@ -7,7 +7,7 @@
 //      userfaultfd    faults, REMOVE events       -> paging engine
 //      zapper         zaps that are done          -> paging engine
 //      io_uring       swap and image I/O          -> paging engine
-//      control.sock   stat                        -> an answer
+//      control.sock   stat, set, replace          -> an answer
 //      pidfd          QEMU has ended              -> the loop ends
 //      tick           a period of the queues
 //      whatever the floor above adds to the loop: QMP
@@ -25,29 +25,49 @@ struct lp_pager;
 struct lp_opts {
 	pid_t qemu;
 	int qemu_pidfd;
-	const struct mm_plant *plant; // NULL: nothing is paged, the pager only watches
+	int control_fd; // listening unix socket
+	void *ctx;
+	// Begin to drain QEMU's block I/O; lp_pager_drained() is the answer. Never blocks.
+	void (*drain)(void *ctx);
+	// Adds what the floor above knows to an answer of stat.
+	void (*describe)(void *ctx, json_t *answer);
+	// The page source is no longer needed: lp_paging.images may be closed.
+	void (*images_done)(void *ctx);
+	// Does what a client asks for but stat: an object with "error", or without one when it is done. Never NULL.
+	json_t *(*command)(void *ctx, const char *name, const json_t *request);
+};
+
+struct lp_paging {
+	const struct mm_plant *plant;
 	const struct pv_block *blocks;
 	size_t nr_blocks;
 	struct pv_pages *pages;
 	const struct pv_swap *swap;
 	const struct img_dir *images; // page source, NULL if no page has the home SOURCE
 	uint64_t budget;              // bytes
-	int control_fd;               // listening unix socket
-	void *ctx;
-	// Begin to drain QEMU's block I/O; lp_pager_drained() is the answer. Never blocks.
-	void (*drain)(void *ctx);
-	// Adds what the floor above knows to an answer of stat.
-	void (*describe)(void *ctx, json_t *answer);
 };
 
-// All that opts points to must outlive the pager. Registers nothing: guest RAM is registered with the userfaultfd already.
-// Page-out is held until lp_pager_release(). Logs.
+// A pager that answers on its control socket and sees QEMU end, and pages nothing yet. All that opts points to must outlive
+// it. Logs.
 int lp_pager_new(const struct lp_opts *o, struct lp_pager **p);
 void lp_pager_free(struct lp_pager *p);
+
+// Waits for reads and writes of a pager before this one; io_fd and entries: the ring that they go through, from now on ours
+// (util/io_ring.h). Answers clients meanwhile. 0; -ESRCH: QEMU has ended; or the reason of lp_pager_stop(). Logs.
+int lp_pager_fence(struct lp_pager *p, int io_fd, unsigned entries);
+// Puts the page table right, and begins to serve faults. Guest RAM is registered with the userfaultfd already. All that paging
+// points to must outlive the pager. Page-out is held until lp_pager_release(). May be called again after an error. Logs.
+int lp_pager_start(struct lp_pager *p, const struct lp_paging *paging);
+// Goes on answering for so long. As lp_pager_fence(). why: what is waited for, static, for stat.
+int lp_pager_wait(struct lp_pager *p, uint64_t ns, const char *why);
 
 struct loop *lp_pager_loop(struct lp_pager *p);
 void lp_pager_release(struct lp_pager *p);
 void lp_pager_drained(struct lp_pager *p, int err);
+// Begins to bring all that is left in the images, in the background. Harmless if it has begun, or there is nothing.
+void lp_pager_fill(struct lp_pager *p);
+// pv_engine_set_budget(); -EAGAIN: it does not page yet.
+int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes);
 // Which threads of QEMU are vCPUs. tids is copied. -ENOMEM.
 int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr);
 

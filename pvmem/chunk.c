@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "pvmem/chunk.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -38,7 +39,10 @@ void pv_chunk_set_state(struct pv_chunk *c, enum pv_chunk_state to)
 
 enum pv_home pv_page_home(const struct pv_pages *p, unsigned page)
 {
-	return (enum pv_home)((unsigned)bitmap_test(p->home[0], page) | (unsigned)bitmap_test(p->home[1], page) << 1);
+	return bitmap_test(p->zero, page)     ? PV_HOME_ZERO :
+	       bitmap_test(p->swap, page)     ? PV_HOME_SWAP :
+	       bitmap_test(p->source, page) ? PV_HOME_SOURCE :
+					      PV_HOME_NONE;
 }
 
 void pv_page_set_home(struct pv_pages *p, unsigned page, enum pv_home home)
@@ -49,17 +53,51 @@ void pv_page_set_home(struct pv_pages *p, unsigned page, enum pv_home home)
 	pv_pages_set_home(p, one, home);
 }
 
+static uint64_t homes_in_word(const struct pv_pages *p, enum pv_home home, unsigned w)
+{
+	switch (home) {
+	case PV_HOME_ZERO:
+		return p->zero[w];
+	case PV_HOME_SWAP:
+		return p->swap[w] & ~p->zero[w];
+	case PV_HOME_SOURCE:
+		return p->source[w] & ~p->swap[w] & ~p->zero[w];
+	default:
+		return ~(p->zero[w] | p->swap[w] | p->source[w]);
+	}
+}
+
 void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[PV_WORDS])
 {
 	for (unsigned w = 0; w < PV_WORDS; w++)
-		map[w] = (home & 1 ? p->home[0][w] : ~p->home[0][w]) & (home & 2 ? p->home[1][w] : ~p->home[1][w]);
+		map[w] = homes_in_word(p, home, w);
 }
+
+// The compiler shall not bring what is after it before it. The processor need not be told: who reads this after us is of
+// another life.
+#define KEEP_ORDER() atomic_signal_fence(memory_order_seq_cst)
 
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home)
 {
-	for (unsigned bit = 0; bit < 2; bit++)
-		for (unsigned w = 0; w < PV_WORDS; w++)
-			p->home[bit][w] = home >> bit & 1 ? p->home[bit][w] | which[w] : p->home[bit][w] & ~which[w];
+	uint64_t *const to = home == PV_HOME_ZERO ? p->zero : home == PV_HOME_SWAP ? p->swap : home == PV_HOME_SOURCE ? p->source : NULL;
+	uint64_t *const homes[] = { p->source, p->swap, p->zero }; // the one that is meant is cleared last
+
+	for (unsigned w = 0; to && w < PV_WORDS; w++)
+		to[w] |= which[w];
+	for (unsigned i = 0; i < ARRAY_SIZE(homes); i++) {
+		KEEP_ORDER();
+		for (unsigned w = 0; homes[i] != to && w < PV_WORDS; w++)
+			homes[i][w] &= ~which[w];
+	}
+	KEEP_ORDER();
+}
+
+void pv_pages_set_valid(struct pv_pages *p, const uint64_t which[PV_WORDS], bool valid)
+{
+	KEEP_ORDER();
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		p->valid[w] = valid ? p->valid[w] | which[w] : p->valid[w] & ~which[w];
+	KEEP_ORDER();
 }
 
 bool pv_pages_sane(const struct pv_pages *p)

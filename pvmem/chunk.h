@@ -13,8 +13,21 @@
 //     not valid      (never)           empty         swapped        remote
 //
 // A page-in makes a page valid and keeps its home; a harvest (pages found written) makes homes NONE; a write-out makes
-// NONE into SWAP; only a page that has a home may be dropped. Empty, swapped and remote are thus never confused with each
+// NONE into SWAP; a fill ends with SOURCE; only a page that has a home may be dropped. Empty, swapped and remote are thus never confused with each
 // other by a crash or an error: every step adds a copy before one is given up.
+//
+// DOC: the page table outlives its pager
+//
+// It is shared memory of a file in the run directory, and a pager may be killed between any two instructions. What makes
+// every state in between a good one (pvmem/recover.h puts the rest right):
+//
+//   - A home is a bit of its own, the first of zero, swap, source that is set is meant, NONE is none of them. The new one is
+//     set before the old ones are cleared, so no step passes by a home that the page never had.
+//   - A home is set when the copy there is complete: swap after its write has ended.
+//   - valid is set when the page is whole in the memfd, before it is mapped; it is cleared before the page is punched. So a
+//     page of the memfd that is not valid is garbage, and a valid one that is a hole was discarded by the guest.
+//   - A harvest does not clear the kernel's knowledge of what was written: the next pager harvests again.
+//   - zapping is set before a zap is ordered: the REMOVE event that it raises is no discard, whoever reads it.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -33,7 +46,8 @@ enum pv_home { PV_HOME_NONE, PV_HOME_ZERO, PV_HOME_SWAP, PV_HOME_SOURCE };
 // What must outlive a pager, a chunk. Shared memory; nothing in it is a pointer.
 struct pv_pages {
 	uint64_t valid[PV_WORDS];
-	uint64_t home[2][PV_WORDS]; // bit 0 and bit 1 of enum pv_home
+	uint64_t zero[PV_WORDS], swap[PV_WORDS], source[PV_WORDS]; // homes
+	uint64_t zapping; // 1: a zap of the chunk is under way
 };
 
 // Where a chunk is on its way out. What is read into it is counted beside: a chunk with I/O in flight is on no queue.
@@ -53,7 +67,7 @@ struct pv_chunk {
 	struct pv_request *requests; // page-ins in flight
 	uint32_t queue_period;       // the queues' period when queue was right
 	uint16_t queue;              // the index it had then
-	uint16_t nr_writes;          // write-outs in flight
+	uint16_t nr_writes;          // write-outs in flight; one more while it is filled into the swap image
 	uint16_t out_pages;          // on its way out: what it counts for
 	uint8_t state;               // enum pv_chunk_state
 	bool queued : 1;
@@ -62,6 +76,7 @@ struct pv_chunk {
 	bool rescue : 1;             // touched while being zapped
 	bool write_failed : 1;       // of the write-outs in flight, one
 	bool swap_used : 1;          // something was written to its part of the swap image
+	bool untouched : 1;          // since fill.c took it off its queue: it goes back to where it was
 };
 
 _Static_assert(sizeof(struct pv_chunk) <= 64, "a chunk of 24 TB of RAM is one of 25 million");
@@ -76,6 +91,8 @@ void pv_page_set_home(struct pv_pages *p, unsigned page, enum pv_home home);
 // map gets a bit for each page of that home.
 void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[PV_WORDS]);
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home);
+// What is done to the memfd before the call is not moved behind it, nor the reverse.
+void pv_pages_set_valid(struct pv_pages *p, const uint64_t which[PV_WORDS], bool valid);
 
 // All that must be so of a chunk by itself. False: memory corruption or a bug.
 bool pv_pages_sane(const struct pv_pages *p);

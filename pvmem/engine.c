@@ -92,6 +92,14 @@ bool pv_engine_offset(const struct pv_engine *e, uint64_t hva, uint64_t *off)
 	return false;
 }
 
+static void set_goal(struct pv_engine *e, uint64_t pages)
+{
+	e->goal = pages;
+	e->target = pages < e->ram ? target_of(pages * PAGE_SIZE) / PAGE_SIZE : 0;
+	e->low = e->target / 2;
+	e->reserve = e->target / 4;
+}
+
 int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 {
 	uint64_t ram = 0, end = 0;
@@ -117,13 +125,11 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 		return -ENOMEM;
 	}
 	memcpy(e->blocks, o->blocks, o->nr_blocks * sizeof *e->blocks);
+	e->ram = ram / PAGE_SIZE;
 	e->budget = o->budget / PAGE_SIZE;
-	if (o->budget < ram) {
-		e->target = target_of(o->budget) / PAGE_SIZE;
-		e->low = e->target / 2;
-		e->reserve = e->target / 4;
-	}
+	set_goal(e, e->budget);
 	e->held = true;
+	e->begun_ns = clock_now_ns();
 	pv_queues_init(&e->queues);
 	list_init(&e->zapping);
 	list_init(&e->zapped);
@@ -161,6 +167,27 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	return 0;
 }
 
+int pv_engine_set_budget(struct pv_engine *e, uint64_t bytes)
+{
+	uint64_t pages = bytes / PAGE_SIZE < e->ram ? bytes / PAGE_SIZE : e->ram;
+
+	if (bytes < pv_min_budget(e->ram * PAGE_SIZE))
+		return -EINVAL;
+	set_goal(e, pages);
+	if (e->budget < pages)
+		e->budget = pages;
+	return 0;
+}
+
+// A smaller budget is reached as pages go, so that faults find room all the while.
+static void approach_goal(struct pv_engine *e)
+{
+	uint64_t now = e->charged + e->reserve;
+
+	if (e->budget > now)
+		e->budget = now > e->goal ? now : e->goal;
+}
+
 void pv_engine_run(struct pv_engine *e)
 {
 	e->held = false;
@@ -186,6 +213,7 @@ void pv_engine_free(struct pv_engine *e)
 			next = r->next;
 			free(r);
 		}
+	pv_fill_fini(e);
 	free(e->chunks);
 	free(e->blocks);
 	free(e);
@@ -207,9 +235,11 @@ static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, uns
 static void page_vanished(struct pv_engine *e, uint64_t chunk, unsigned page)
 {
 	struct pv_pages *p = pv_pages_of(e, chunk);
+	uint64_t one[PV_WORDS] = { 0 };
 
-	bitmap_clear(p->valid, page);
-	pv_page_set_home(p, page, PV_HOME_ZERO);
+	bitmap_set(one, page);
+	pv_pages_set_home(p, one, PV_HOME_ZERO);
+	pv_pages_set_valid(p, one, false);
 	e->charged--;
 	e->stats.discarded++;
 }
@@ -309,12 +339,9 @@ void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV
 
 void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
-	struct pv_pages *p = pv_pages_of(e, chunk);
-
+	pv_pages_set_valid(pv_pages_of(e, chunk), which, false);
 	pv_punch_pages(e, chunk, which);
 	e->charged -= bitmap_count(which, PV_CHUNK_PAGES);
-	for (unsigned w = 0; w < PV_WORDS; w++)
-		p->valid[w] &= ~which[w];
 }
 
 void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
@@ -329,7 +356,8 @@ void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
 		pv_queues_remove(&e->queues, c);
 		pv_chunk_set_state(c, PV_ABSENT);
 	} else if (c->state == PV_RESIDENT && !c->queued) {
-		pv_queues_add(&e->queues, c);
+		pv_queues_add_at(&e->queues, c, c->untouched ? pv_queues_index(&e->queues, c) : PV_NR_QUEUES - 1);
+		c->untouched = false;
 	}
 	pv_pages_of_home(p, PV_HOME_SWAP, swapped);
 	if (c->state == PV_ABSENT && c->swap_used && bitmap_empty(swapped, PV_CHUNK_PAGES)) {
@@ -345,6 +373,7 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 	struct pv_chunk *c = &e->chunks[chunk];
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 
+	c->untouched = false;
 	if (c->state == PV_ZAPPING) { // it takes microseconds and depends on nothing that may wait for this fault
 		c->rescue = true;
 		return;
@@ -369,7 +398,11 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 
 void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu)
 {
+	const struct pv_pages *p = pv_pages_of(e, off / PV_CHUNK_SIZE);
+	unsigned page = (unsigned)(off % PV_CHUNK_SIZE / PAGE_SIZE);
+
 	e->stats.faults++;
+	e->stats.faults_on[bitmap_test(p->valid, page) ? PV_HOME_NONE : pv_page_home(p, page)]++;
 	e->stats.minor_faults += minor;
 	e->stats.vcpu_faults += vcpu;
 	e->active = true;
@@ -382,9 +415,9 @@ static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
 
 	bitmap_set(one, page);
 	pv_requests_drop_page(&e->chunks[chunk], page);
+	pv_pages_set_home(pv_pages_of(e, chunk), one, PV_HOME_ZERO);
 	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
 		pv_drop_pages(e, chunk, one);
-	pv_page_set_home(pv_pages_of(e, chunk), page, PV_HOME_ZERO);
 	e->stats.discarded++;
 }
 
@@ -411,9 +444,11 @@ void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 bool pv_balance(struct pv_engine *e)
 {
 	retry_remaps(e, false);
+	if (e->budget > e->goal)
+		approach_goal(e);
 	pv_serve_delayed(e);
 	pv_page_out(e);
-	return e->nr_fast_remaps || !list_empty(&e->drained);
+	return pv_fill(e) || e->nr_fast_remaps || !list_empty(&e->drained) || (e->budget > e->goal && !list_empty(&e->standby));
 }
 
 void pv_tick(struct pv_engine *e)
@@ -422,33 +457,5 @@ void pv_tick(struct pv_engine *e)
 		pv_queues_age(&e->queues);
 	e->active = false;
 	retry_remaps(e, true);
-}
-
-void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)
-{
-	*s = e->stats;
-	s->budget = e->budget;
-	s->charged = e->charged;
-	s->reserve = e->reserve;
-	s->standby = e->nr_standby;
-	s->page_out_under_way = e->nr_out;
-	s->overdraft = e->charged > e->budget ? e->charged - e->budget : 0;
-	for (uint64_t i = 0; i < e->nr_chunks; i++) {
-		const struct pv_pages *p = pv_pages_of(e, i);
-		unsigned nr = pv_chunk_nr_pages(e, i);
-		uint64_t *const count[] = { NULL, &s->empty, &s->swapped, &s->remote };
-
-		s->resident += bitmap_count(p->valid, nr);
-		for (enum pv_home h = PV_HOME_ZERO; h <= PV_HOME_SOURCE; h++) {
-			uint64_t map[PV_WORDS];
-
-			pv_pages_of_home(p, h, map);
-			for (unsigned w = 0; w < PV_WORDS; w++)
-				map[w] &= ~p->valid[w];
-			*count[h] += bitmap_count(map, nr);
-		}
-	}
-	memcpy(s->queue, e->queues.nr, sizeof s->queue);
-	s->reads_waiting = e->reads_waiting;
-	s->trouble = e->reads_waiting || e->out_not_before_ns || e->drain_late ? e->trouble : NULL;
+	pv_fill_tick(e);
 }

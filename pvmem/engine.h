@@ -5,6 +5,7 @@
 //  guest touches -> fault -> request -> read (swap | source | zero) -> CONTINUE, wake              page-in   page_in.c
 //  few pages free -> victim -> zap -> drain -> write stale pages -> standby -> punch               page-out  page_out.c
 //                              ^ a fault at any moment before the punch: CONTINUE, and the victim is saved
+//  source -> memory, else swap, in the background                                                      fill.c
 //
 // One thread, no locks: every step is a completion on the loop. A chunk on its way out stays readable in the memfd until
 // the punch; standby chunks are therefore a cache of victims, and the pages free plus those in standby are what keeps a
@@ -44,12 +45,13 @@ struct pv_block {
 	char *map; // the whole memfd in our memory, MADV_NOHUGEPAGE
 };
 
-// Pages to be read from the page source into the memfd; owned by the engine.
+// Pages to be read from the page source; owned by the engine.
 struct pv_source_read {
 	struct list link; // whoever reads it may queue it
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS];
-	char *dest; // our mapping of the chunk: page i belongs at dest + i * PAGE_SIZE; no other page may be touched
+	char *dest; // page i of the chunk belongs at dest + i * PAGE_SIZE; no other page may be touched
+	void (*done)(struct pv_source_read *rd, int err, const char *what); // the engine's; others call pv_source_done()
 };
 
 // What upper floors do for the engine. ctx is theirs.
@@ -59,6 +61,9 @@ struct pv_ops {
 	void (*drain)(void *ctx);
 	// Begin to read, and call pv_source_done(): not from within. Unused where no page has the home SOURCE.
 	void (*source_read)(void *ctx, struct pv_source_read *rd);
+	// No page has the home SOURCE any more, nor ever will, and no source_read is under way: the source may go. Called once, in
+	// pv_tick(), also where there never was such a page.
+	void (*source_done)(void *ctx);
 };
 
 struct pv_opts {
@@ -82,18 +87,25 @@ struct pv_stats {
 	uint64_t budget, charged, resident, standby, page_out_under_way, reserve;
 	uint64_t overdraft, overdraft_max; // charged beyond the budget, for the sake of I/O in flight
 	uint64_t swapped, remote, empty;
+	uint64_t source; // whose home is the source: the remote ones, and those in memory that would be read from there again
+	bool filling;
 	// Since the pager's start.
 	uint64_t faults, minor_faults, vcpu_faults;
+	uint64_t faults_on[PV_HOME_SOURCE + 1]; // by the page's home; [PV_HOME_NONE]: in memory
 	uint64_t in_zero, in_swap, in_source;    // pages
 	uint64_t out_written, out_clean, out_zero; // pages
 	uint64_t chunks_out, chunks_rescued;
 	uint64_t drains, drain_ns, drain_ns_max;
+	uint64_t filled_memory, filled_swap; // pages
 	uint64_t discarded; // pages that the guest gave back
 	uint64_t faults_delayed;
-	uint64_t latency[PV_LATENCY_BUCKETS]; // of page-ins
-	// What waits.
-	unsigned reads_waiting, writes_failed;
-	const char *trouble; // what went wrong last, or NULL when nothing waits
+	uint64_t latency[PV_LATENCY_BUCKETS], latency_ns; // of page-ins; all together
+	// What waits: reads under way and those among them that have failed and are tried again, faults that wait for memory.
+	unsigned reads, reads_waiting, faults_waiting, writes_failed;
+	uint64_t read_ns, drain_now_ns; // for how long: the oldest read under way, the drain under way; 0: there is none
+	const char *trouble;            // what went wrong last, or NULL when nothing waits
+	int trouble_err;                // -errno, or 0
+	uint64_t trouble_ns;            // for how long
 	size_t queue[PV_NR_QUEUES];
 };
 
@@ -106,6 +118,9 @@ uint64_t pv_placement_budget(uint64_t budget);
 // Page-out is held until pv_engine_run(): before that nobody can drain. -EINVAL, -ENOMEM.
 int pv_engine_new(const struct pv_opts *opts, struct pv_engine **e);
 void pv_engine_run(struct pv_engine *e);
+// Another budget: at once if it is larger (at most all of guest RAM), else as soon as pages have gone; faults are served
+// meanwhile. Less than all of guest RAM needs a swap image. -EINVAL: less than pv_min_budget().
+int pv_engine_set_budget(struct pv_engine *e, uint64_t bytes);
 // No I/O of the engine may be in flight: the loop has ended.
 void pv_engine_free(struct pv_engine *e);
 
@@ -126,5 +141,8 @@ void pv_source_done(struct pv_engine *e, struct pv_source_read *rd, int err, con
 bool pv_balance(struct pv_engine *e);
 // A period of the chunk queues ends.
 void pv_tick(struct pv_engine *e);
+// Begins to bring here, in the background, what the page source has yet, until pv_ops.source_done (fill.c). Harmless if it
+// has begun, or is done.
+void pv_fill_begin(struct pv_engine *e);
 
 void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s);

@@ -8,6 +8,27 @@
 #include "util/clock.h"
 #include "util/loop.h"
 
+// A chunk on its way from the source into the swap image.
+struct pv_fill_copy {
+	struct loop_op op;
+	struct pv_source_read source; // its pages: what is copied; its dest: a buffer of ours
+	struct pv_engine *e;
+	size_t first, nr; // the run of pages that is being written
+	bool busy;
+};
+
+#define PV_FILL_COPIES 4
+
+struct pv_fill {
+	bool active;
+	uint64_t behind; // no chunk before this one needs the source
+	uint64_t next;   // the search for another one to be filled
+	bool everything; // it is for any; else for those that are in memory
+	unsigned nr_busy;
+	struct pv_fill_copy copy[PV_FILL_COPIES];
+	uint64_t not_before_ns, failing_since_ns; // after an error; 0: the last copy went well
+};
+
 struct pv_engine {
 	struct pv_opts o;
 	struct pv_block *blocks;
@@ -17,7 +38,8 @@ struct pv_engine {
 	bool active; // something was paged in this period
 
 	// Pages. charged: valid, or being read. low, target, reserve: see the drawing.
-	uint64_t budget, target, low, reserve, charged;
+	// goal: what the budget is to be; it is larger while it shrinks.
+	uint64_t ram, goal, budget, target, low, reserve, charged;
 
 	// Page-out, by stage. nr_out: pages in the stages from zap to write, nr_standby: in standby.
 	bool held;
@@ -26,7 +48,7 @@ struct pv_engine {
 	uint64_t nr_out, nr_standby;
 	unsigned nr_zapping;
 	bool drain_busy, drain_failing;
-	uint64_t drain_begun_ns, out_not_before_ns;
+	uint64_t begun_ns, drain_begun_ns, out_not_before_ns;
 	struct loop_op zap_poll;
 
 	struct list remap;            // mappings whose CONTINUE met an event in progress
@@ -38,6 +60,11 @@ struct pv_engine {
 	unsigned reads_waiting;
 	bool drain_late;
 	const char *trouble;
+	int trouble_err;
+	uint64_t out_failing_since_ns; // 0: the last page-out went well
+
+	struct pv_fill fill;
+	uint64_t last_page_in_ns;
 };
 
 // page-in: the reading of a run of pages of one chunk.
@@ -53,6 +80,7 @@ struct pv_request {
 	uint64_t submitted[PV_WORDS]; // as being read: nobody else may touch these in the memfd
 	uint64_t begun_ns;
 	bool waiting;
+	bool unasked; // for fill.c: nobody waits for it
 };
 
 static inline struct pv_pages *pv_pages_of(const struct pv_engine *e, uint64_t chunk)
@@ -93,6 +121,10 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue);
 void pv_pages_in_flight(const struct pv_chunk *c, uint64_t map[PV_WORDS]);
 // Brings in the page, and what goes with it while there is room; overdue: the fault was delayed, and may overdraw now.
 void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, bool overdue);
+// Brings in pages of the home SOURCE that nobody has touched. They have no home then, and are mapped only if they have been
+// touched meanwhile, or something of the chunk is mapped. The chunk is not on its way out, and so many pages are free. Ends
+// in pv_fill_done().
+void pv_page_in_unasked(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
 void pv_requests_drop_page(struct pv_chunk *c, unsigned page);
 // Serves delayed faults for which there is memory now.
 void pv_serve_delayed(struct pv_engine *e);
@@ -107,3 +139,11 @@ void pv_rescue(struct pv_engine *e, uint64_t chunk);
 // Punches standby chunks until so many pages are free. False: there are not enough.
 bool pv_make_free(struct pv_engine *e, uint64_t pages);
 void pv_zap_poll_done(struct loop_op *op, int res);
+
+// fill.c
+// One step, if it is time for one. True: the search goes on, do another round now.
+bool pv_fill(struct pv_engine *e);
+// A chunk has come, or could not be read or written (-errno, what: as for pv_source_done()).
+void pv_fill_done(struct pv_engine *e, int err, const char *what);
+void pv_fill_tick(struct pv_engine *e);
+void pv_fill_fini(struct pv_engine *e);

@@ -11,6 +11,7 @@
 #define RETRY_NS (NSEC_PER_SEC / 2)          // between attempts to read what can't be read
 #define DELAY_TICK_NS NSEC_PER_MSEC
 #define LONG_DRAIN_NS NSEC_PER_SEC
+#define LONG_HOLD_NS (100 * NSEC_PER_MSEC)
 
 // A fault that waits for memory: see "Overdraft" in engine.h.
 struct delayed {
@@ -43,30 +44,40 @@ static void retry_done(struct loop_op *op, int res)
 
 static void count_latency(struct pv_engine *e, uint64_t begun_ns)
 {
-	uint64_t us = (clock_now_ns() - begun_ns) / 1000;
+	uint64_t ns = clock_now_ns() - begun_ns, us = ns / 1000;
 	unsigned bucket = us ? 64 - (unsigned)__builtin_clzll(us) : 0;
 
 	e->stats.latency[bucket < PV_LATENCY_BUCKETS ? bucket : PV_LATENCY_BUCKETS - 1]++;
+	e->stats.latency_ns += ns;
 }
 
 // The pages are in the memfd, but for those that the guest discarded while they were being read.
 static void request_succeeded(struct pv_request *r)
 {
 	struct pv_engine *e = r->e;
+	struct pv_chunk *c = &e->chunks[r->chunk];
 	struct pv_pages *p = pv_pages_of(e, r->chunk);
-	struct pv_request **at = &e->chunks[r->chunk].requests;
+	struct pv_request **at = &c->requests;
+	// Unmapped as all of the chunk is, so that its first touch is seen.
+	bool unmapped = r->unasked && c->untouched && (c->placed || bitmap_empty(p->valid, PV_CHUNK_PAGES));
 	uint64_t dropped[PV_WORDS];
 
 	while (*at != r)
 		at = &(*at)->next;
 	*at = r->next;
-	for (unsigned w = 0; w < PV_WORDS; w++) {
-		p->valid[w] |= r->pages[w];
+	pv_pages_set_valid(p, r->pages, true);
+	for (unsigned w = 0; w < PV_WORDS; w++)
 		dropped[w] = r->submitted[w] & ~r->pages[w];
-	}
-	*(r->from == PV_HOME_SWAP ? &e->stats.in_swap : &e->stats.in_source) += bitmap_count(r->pages, PV_CHUNK_PAGES);
-	pv_map_pages(e, r->chunk, r->pages);
-	count_latency(e, r->begun_ns);
+	*(r->unasked ? &e->stats.filled_memory : r->from == PV_HOME_SWAP ? &e->stats.in_swap : &e->stats.in_source) +=
+		bitmap_count(r->pages, PV_CHUNK_PAGES);
+	if (unmapped)
+		c->placed = true;
+	else
+		pv_map_pages(e, r->chunk, r->pages);
+	if (r->unasked)
+		pv_pages_set_home(p, r->pages, PV_HOME_NONE);
+	else
+		count_latency(e, r->begun_ns);
 	if (!bitmap_empty(dropped, PV_CHUNK_PAGES)) {
 		pv_drop_pages(e, r->chunk, dropped);
 		mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, r->chunk), pv_chunk_nr_pages(e, r->chunk) * PAGE_SIZE);
@@ -79,8 +90,13 @@ static void request_done(struct pv_request *r, int err, const char *what)
 {
 	struct pv_engine *e = r->e;
 
-	if (err && !bitmap_empty(r->pages, PV_CHUNK_PAGES)) {
+	if (r->unasked) {
+		if (err) // it is given up, and who has touched it meanwhile shall ask for it
+			memset(r->pages, 0, sizeof r->pages);
+		pv_fill_done(e, err, what);
+	} else if (err && !bitmap_empty(r->pages, PV_CHUNK_PAGES)) {
 		e->trouble = what;
+		e->trouble_err = err;
 		if (!r->waiting) {
 			r->waiting = true;
 			e->reads_waiting++;
@@ -109,6 +125,11 @@ static void swap_read_done(struct loop_op *op, int res)
 void pv_source_done(struct pv_engine *e, struct pv_source_read *rd, int err, const char *what)
 {
 	(void)e;
+	rd->done(rd, err, what);
+}
+
+static void source_read_done(struct pv_source_read *rd, int err, const char *what)
+{
 	request_done(list_entry(rd, struct pv_request, source), err, what);
 }
 
@@ -119,6 +140,7 @@ static void request_begin(struct pv_request *r)
 	if (r->from == PV_HOME_SOURCE) {
 		r->source.chunk = r->chunk;
 		r->source.dest = pv_chunk_map(e, r->chunk);
+		r->source.done = source_read_done;
 		memcpy(r->source.pages, r->submitted, sizeof r->source.pages);
 		e->o.ops->source_read(e->o.ops->ctx, &r->source);
 	} else { // one run
@@ -130,7 +152,7 @@ static void request_begin(struct pv_request *r)
 	}
 }
 
-static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, const uint64_t pages[PV_WORDS], uint64_t now)
+static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, const uint64_t pages[PV_WORDS], uint64_t now, bool unasked)
 {
 	struct pv_request *r = pv_alloc(sizeof *r);
 
@@ -138,6 +160,7 @@ static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, 
 	r->chunk = chunk;
 	r->from = from;
 	r->begun_ns = now;
+	r->unasked = unasked;
 	memcpy(r->pages, pages, sizeof r->pages);
 	memcpy(r->submitted, pages, sizeof r->submitted);
 	r->next = e->chunks[chunk].requests;
@@ -147,13 +170,11 @@ static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, 
 
 static void bring_in_zeros(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS], uint64_t now)
 {
-	struct pv_pages *p = pv_pages_of(e, chunk);
 	char *map = pv_chunk_map(e, chunk);
 
 	for (size_t i = 0, n; (n = bitmap_next_run(pages, PV_CHUNK_PAGES, &i)); i += n)
 		memset(map + i * PAGE_SIZE, 0, n * PAGE_SIZE);
-	for (unsigned w = 0; w < PV_WORDS; w++)
-		p->valid[w] |= pages[w];
+	pv_pages_set_valid(pv_pages_of(e, chunk), pages, true);
 	e->stats.in_zero += bitmap_count(pages, PV_CHUNK_PAGES);
 	pv_map_pages(e, chunk, pages);
 	count_latency(e, now);
@@ -202,9 +223,21 @@ static void window_of(const struct pv_engine *e, uint64_t chunk, unsigned page, 
 		want[w] = inside[w] & ~p->valid[w] & ~flight[w] & (zero ? empty[w] : ~empty[w]);
 }
 
-static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS])
+// Books the pages, which are about to be read, and keeps the chunk from being a victim.
+static void expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
 {
 	struct pv_chunk *c = &e->chunks[chunk];
+
+	e->charged += bitmap_count(pages, PV_CHUNK_PAGES);
+	if (e->charged > e->budget && e->charged - e->budget > e->stats.overdraft_max)
+		e->stats.overdraft_max = e->charged - e->budget;
+	if (c->state == PV_ABSENT)
+		pv_chunk_set_state(c, PV_RESIDENT);
+	pv_queues_remove(&e->queues, c);
+}
+
+static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS])
+{
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 	uint64_t zero[PV_WORDS], swap[PV_WORDS], source[PV_WORDS], now = clock_now_ns();
 
@@ -216,30 +249,33 @@ static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[
 		swap[w] &= want[w];
 		source[w] &= want[w];
 	}
-	e->charged += bitmap_count(want, PV_CHUNK_PAGES);
-	if (e->charged > e->budget && e->charged - e->budget > e->stats.overdraft_max)
-		e->stats.overdraft_max = e->charged - e->budget;
-	if (c->state == PV_ABSENT)
-		pv_chunk_set_state(c, PV_RESIDENT);
-	pv_queues_remove(&e->queues, c);
+	e->last_page_in_ns = now;
+	expect_pages(e, chunk, want);
 	if (!bitmap_empty(zero, PV_CHUNK_PAGES))
 		bring_in_zeros(e, chunk, zero, now);
 	if (!bitmap_empty(source, PV_CHUNK_PAGES))
-		request_new(e, chunk, PV_HOME_SOURCE, source, now);
+		request_new(e, chunk, PV_HOME_SOURCE, source, now, false);
 	for (size_t i = 0, n; (n = bitmap_next_run(swap, PV_CHUNK_PAGES, &i)); i += n) {
 		uint64_t run[PV_WORDS] = { 0 };
 
 		bitmap_set_range(run, i, n);
-		request_new(e, chunk, PV_HOME_SWAP, run, now);
+		request_new(e, chunk, PV_HOME_SWAP, run, now, false);
 	}
 	pv_chunk_settle(e, chunk);
 }
 
-// Only a drain may depend on the fault; all else that makes room does not. A vCPU's fault comes in question only when
-// the drain takes longer than drains do.
+void pv_page_in_unasked(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
+{
+	expect_pages(e, chunk, pages);
+	e->chunks[chunk].untouched = true;
+	request_new(e, chunk, PV_HOME_SOURCE, pages, clock_now_ns(), true);
+}
+
+// Only a drain, or what must come before the first one, may depend on the fault; all else that makes room does not. A vCPU's
+// fault comes in question only when that takes longer than it does.
 static bool may_overdraw(const struct pv_engine *e, bool vcpu, uint64_t now)
 {
-	return e->held || e->drain_failing || (e->drain_busy && (!vcpu || now - e->drain_begun_ns > LONG_DRAIN_NS));
+	return (e->held && (!vcpu || now - e->begun_ns > LONG_HOLD_NS)) || e->drain_failing || (e->drain_busy && (!vcpu || now - e->drain_begun_ns > LONG_DRAIN_NS));
 }
 
 static uint64_t overdraft_delay(const struct pv_engine *e)

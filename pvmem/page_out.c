@@ -107,6 +107,17 @@ static void give_back_discarded(struct pv_engine *e, const struct write_out *w)
 	pv_punch_pages(e, w->chunk, gone);
 }
 
+static void out_failed(struct pv_engine *e, const char *what, int err)
+{
+	uint64_t now = clock_now_ns();
+
+	if (!e->out_failing_since_ns)
+		e->out_failing_since_ns = now;
+	e->trouble = what;
+	e->trouble_err = err;
+	e->out_not_before_ns = now + WRITE_RETRY_NS;
+}
+
 static void write_out_done(struct loop_op *op, int res)
 {
 	struct write_out *w = list_entry(op, struct write_out, op);
@@ -115,10 +126,11 @@ static void write_out_done(struct loop_op *op, int res)
 	struct pv_pages *p = pv_pages_of(e, w->chunk);
 
 	if (res < 0 || (unsigned)res < w->nr * PAGE_SIZE) {
+		int err = res < 0 ? res : -EIO;
+
 		if (!e->out_not_before_ns)
-			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(res < 0 ? -res : EIO));
-		e->trouble = "the swap image cannot be written";
-		e->out_not_before_ns = clock_now_ns() + WRITE_RETRY_NS;
+			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(-err));
+		out_failed(e, "the swap image cannot be written", err);
 		e->stats.writes_failed++;
 		c->write_failed = true;
 	} else {
@@ -127,6 +139,7 @@ static void write_out_done(struct loop_op *op, int res)
 			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE)
 				pv_page_set_home(p, i, PV_HOME_SWAP);
 		e->stats.out_written += w->nr;
+		e->out_failing_since_ns = 0;
 	}
 	give_back_discarded(e, w);
 	if (!--c->nr_writes) {
@@ -186,15 +199,15 @@ void pv_drained(struct pv_engine *e, int err)
 	if (e->drain_late)
 		log_warn("QEMU's block I/O was drained after %lu s", ns / NSEC_PER_SEC);
 	e->drain_late = false;
+	if (!err && e->drain_failing)
+		e->out_failing_since_ns = 0;
 	e->drain_failing = err;
 	if (!err)
 		list_splice(&e->drained, &e->draining);
 	while (!list_empty(&e->draining))
 		come_back(e, pv_chunk_index(e, list_first(&e->draining, struct pv_chunk, link)));
-	if (err) {
-		e->trouble = "QEMU's block I/O cannot be drained";
-		e->out_not_before_ns = clock_now_ns() + WRITE_RETRY_NS;
-	}
+	if (err)
+		out_failed(e, "QEMU's block I/O cannot be drained", err);
 }
 
 // What QEMU wrote to since the chunk was brought in. If that is not known, everything.
@@ -215,6 +228,7 @@ static void zap_done(struct pv_engine *e, uint64_t chunk, int res)
 	struct pv_chunk *c = &e->chunks[chunk];
 
 	c->zap_event = false;
+	pv_pages_of(e, chunk)->zapping = 0;
 	e->nr_zapping--;
 	harvest(e, chunk);
 	if (res && res != -EAGAIN)
@@ -251,9 +265,12 @@ static int zap_victim(struct pv_engine *e, struct pv_chunk *c)
 
 	if (e->o.zap_own)
 		madvise(pv_chunk_map(e, chunk), len, MADV_DONTNEED);
+	pv_pages_of(e, chunk)->zapping = 1;
 	r = mm_zap_queue(e->o.zapper, pv_chunk_hva(e, chunk), len, chunk);
-	if (r)
+	if (r) {
+		pv_pages_of(e, chunk)->zapping = 0;
 		return r;
+	}
 	pv_queues_remove(&e->queues, c);
 	c->placed = false;
 	c->zap_event = !e->o.zap_own; // MADV_PAGEOUT raises none
@@ -267,7 +284,7 @@ static int zap_victim(struct pv_engine *e, struct pv_chunk *c)
 // By how many pages those that are free, or will be soon, fall short of the target.
 static uint64_t lacking(const struct pv_engine *e)
 {
-	uint64_t used = e->charged + e->target, soon_free = e->budget + e->nr_out + e->nr_standby;
+	uint64_t used = e->charged + e->target, soon_free = e->goal + e->nr_out + e->nr_standby;
 
 	return used > soon_free ? used - soon_free : 0;
 }
@@ -295,11 +312,12 @@ void pv_page_out(struct pv_engine *e)
 {
 	uint64_t now = clock_now_ns();
 
-	for (unsigned i = 0; i < PUNCHES_A_STEP && pv_free_pages(e) < e->low && !list_empty(&e->standby); i++)
+	for (unsigned i = 0; i < PUNCHES_A_STEP && (pv_free_pages(e) < e->low || e->budget > e->goal) && !list_empty(&e->standby); i++)
 		punch_chunk(e, pv_chunk_index(e, list_first(&e->standby, struct pv_chunk, link)));
 	if (e->drain_busy && !e->drain_late && now - e->drain_begun_ns > DRAIN_LATE_NS) {
 		e->drain_late = true;
 		e->trouble = "QEMU has not drained its block I/O for 10 s; is a disk of the VM stuck?";
+		e->trouble_err = 0;
 		log_warn("%s", e->trouble);
 	}
 	for (unsigned i = 0; i < WRITES_A_STEP && !list_empty(&e->drained); i++)

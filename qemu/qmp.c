@@ -1,45 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "qemu/qmp.h"
+#include "qemu/qmp_int.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
 #include "util/clock.h"
-#include "util/list.h"
 #include "util/log.h"
 #include "util/size.h"
 
 #define MESSAGE_MAX (16 * MiB)
 #define QUEUE_MAX 256
 #define READ_STEP (64 * KiB)
+#define INTERRUPTED_MS 100 // how often is asked
+#define ENDING_MS 1000     // an ending process has closed its sockets already
 
 struct queued {
 	struct list node;
 	struct qmp_msg msg;
-};
-
-struct qmp {
-	int fd;
-	char *path;
-	int timeout_ms;
-	int broken; // -errno once the connection is of no more use
-	char *buf; // received and not yet parsed
-	size_t len, room;
-	bool fresh; // buf may hold a whole message that was not looked for yet
-	uint64_t last_id; // of our own calls: sent negated, so that it never meets a qmp_send() id
-	struct list queue; // what came while a call waited for its reply
-	size_t nr_queued;
-	char version[32];
-	unsigned version_num;
-	char *last_error;
 };
 
 void qmp_msg_fini(struct qmp_msg *m)
@@ -55,7 +37,7 @@ static int break_off(struct qmp *q, int err)
 	return err;
 }
 
-static int bad_message(struct qmp *q, const char *why)
+int qmp_bad_message(struct qmp *q, const char *why)
 {
 	log_err("%s: what answers there does not speak QMP as QEMU does: %s", q->path, why);
 	return break_off(q, -EPROTO);
@@ -63,21 +45,32 @@ static int bad_message(struct qmp *q, const char *why)
 
 // ---- sending
 
-static int wait_fd(int fd, short events, uint64_t deadline)
+int qmp_wait(struct qmp *q, short events, uint64_t deadline)
 {
 	for (;;) {
-		struct pollfd p = { .fd = fd, .events = events };
-		uint64_t now = clock_now_ns();
+		struct pollfd p[] = { { .fd = q->fd, .events = events }, { .fd = q->watch_fd, .events = POLLIN } };
+		uint64_t now = clock_now_ns(), ms;
 		int n;
 
+		if (q->interrupted && q->interrupted())
+			return -EINTR;
 		if (now >= deadline)
 			return -ETIMEDOUT;
-		n = poll(&p, 1, (int)DIV_ROUND_UP(deadline - now, NSEC_PER_MSEC));
+		ms = DIV_ROUND_UP(deadline - now, NSEC_PER_MSEC);
+		n = poll(p, ARRAY_SIZE(p), q->interrupted && ms > INTERRUPTED_MS ? INTERRUPTED_MS : (int)ms);
 		if (n > 0)
-			return 0;
+			return p[0].revents ? 0 : -ESRCH;
 		if (n < 0 && errno != EINTR)
 			return -errno;
 	}
+}
+
+// The other side has closed: perhaps because it ends, which the one who watches is told.
+static int closed(struct qmp *q)
+{
+	struct pollfd p = { .fd = q->watch_fd, .events = POLLIN };
+
+	return break_off(q, q->watch_fd >= 0 && poll(&p, 1, ENDING_MS) > 0 ? -ESRCH : -EPIPE);
 }
 
 // Part of a command sent would garble the next: anything but all of it breaks the connection off.
@@ -103,14 +96,14 @@ static int send_text(struct qmp *q, const char *text, size_t len, int fd, uint64
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN && deadline) {
-			int ret = wait_fd(q->fd, POLLOUT, deadline);
+			int ret = qmp_wait(q, POLLOUT, deadline);
 
 			if (ret)
 				return break_off(q, ret);
 			continue;
 		}
 		if (n < 0)
-			return break_off(q, -EPIPE);
+			return closed(q);
 		fd = -1; // travels with the first byte
 		text += n;
 		len -= (size_t)n;
@@ -143,10 +136,11 @@ static int send_command(struct qmp *q, const char *cmd, json_t *args, int64_t id
 // What is there now. -EAGAIN if nothing.
 static int receive_bytes(struct qmp *q)
 {
+	const char *newline;
 	ssize_t n;
 
 	if (q->len >= MESSAGE_MAX)
-		return bad_message(q, "a message of more than 16 MiB");
+		return qmp_bad_message(q, "a message of more than 16 MiB");
 	if (q->room < q->len + READ_STEP) {
 		size_t room = q->room ? q->room * 2 : 2 * READ_STEP;
 		char *bigger = realloc(q->buf, room);
@@ -162,38 +156,33 @@ static int receive_bytes(struct qmp *q)
 	if (n < 0 && errno == EAGAIN)
 		return -EAGAIN;
 	if (n <= 0)
-		return break_off(q, -EPIPE);
-	// QEMU ends each message with a newline; a pretty-printing one has more of them.
-	q->fresh |= memchr(q->buf + q->len, '\n', (size_t)n) != NULL;
+		return closed(q);
+	newline = memrchr(q->buf + q->len, '\n', (size_t)n);
 	q->len += (size_t)n;
+	if (newline)
+		q->lines = (size_t)(newline + 1 - q->buf);
 	return 0;
 }
 
-// The first JSON value of the buffer, NULL and 0 if there is no whole one.
+// The first JSON value of the buffer, NULL and 0 if there is no whole one. Only whole lines are parsed: QEMU ends each message
+// with a newline (one that prints prettily has more of them, between two tokens), and what is cut within a token, as "\" or
+// "-" or half a character, could not be told from what never becomes JSON.
 static int parse_value(struct qmp *q, json_t **value)
 {
-	size_t skip = 0;
 	json_error_t e;
 
 	*value = NULL;
-	if (!q->fresh)
+	if (!q->lines)
 		return 0;
-	while (skip < q->len && strchr(" \t\r\n", q->buf[skip]) && q->buf[skip])
-		skip++;
-	q->len -= skip;
-	memmove(q->buf, q->buf + skip, q->len);
-	if (!q->len) {
-		q->fresh = false;
-		return 0;
-	}
-	*value = json_loadb(q->buf, q->len, JSON_DISABLE_EOF_CHECK, &e);
+	*value = json_loadb(q->buf, q->lines, JSON_DISABLE_EOF_CHECK, &e);
 	if (!*value && json_error_code(&e) == json_error_premature_end_of_input) {
-		q->fresh = false;
+		q->lines = 0;
 		return 0;
 	}
 	if (!*value)
-		return bad_message(q, e.text);
+		return qmp_bad_message(q, e.text);
 	q->len -= (size_t)e.position;
+	q->lines -= (size_t)e.position;
 	memmove(q->buf, q->buf + e.position, q->len);
 	return 0;
 }
@@ -217,9 +206,9 @@ static int interpret(struct qmp *q, json_t *value, struct qmp_msg *m, int64_t *i
 		return m->text ? 0 : -ENOMEM;
 	}
 	if (!ret && !err)
-		return bad_message(q, "a message that is neither answer nor event");
+		return qmp_bad_message(q, "a message that is neither answer nor event");
 	if (!json_is_integer(jid))
-		return bad_message(q, "an answer to nothing that was asked");
+		return qmp_bad_message(q, "an answer to nothing that was asked");
 	*id = json_integer_value(jid);
 	m->id = (uint64_t)*id;
 	m->ok = !err;
@@ -231,29 +220,32 @@ static int interpret(struct qmp *q, json_t *value, struct qmp_msg *m, int64_t *i
 	return m->text ? 0 : -ENOMEM;
 }
 
+int qmp_next_value(struct qmp *q, json_t **value)
+{
+	int ret = parse_value(q, value);
+
+	while (!ret && !*value) {
+		ret = q->broken ? q->broken : receive_bytes(q);
+		if (!ret)
+			ret = parse_value(q, value);
+	}
+	return ret;
+}
+
 // The next message of the socket, without waiting.
 static int next_message(struct qmp *q, struct qmp_msg *m, int64_t *id)
 {
-	*id = 0;
-	for (;;) {
-		json_t *value;
-		int ret = parse_value(q, &value);
+	json_t *value;
+	int ret = qmp_next_value(q, &value);
 
-		if (ret)
-			return ret;
-		if (value) {
-			ret = interpret(q, value, m, id);
-			json_decref(value);
-			if (ret)
-				qmp_msg_fini(m);
-			return ret;
-		}
-		if (q->broken)
-			return q->broken;
-		ret = receive_bytes(q);
-		if (ret)
-			return ret;
-	}
+	*id = 0;
+	if (ret)
+		return ret;
+	ret = interpret(q, value, m, id);
+	json_decref(value);
+	if (ret)
+		qmp_msg_fini(m);
+	return ret;
 }
 
 // Takes over *m. When there are too many, the oldest event goes; answers are owed.
@@ -308,7 +300,7 @@ static int await_reply(struct qmp *q, int64_t want, uint64_t deadline, struct qm
 		else if (!ret)
 			ret = enqueue(q, m);
 		else if (ret == -EAGAIN)
-			ret = wait_fd(q->fd, POLLIN, deadline);
+			ret = qmp_wait(q, POLLIN, deadline);
 		if (ret)
 			return ret;
 	}
@@ -316,14 +308,14 @@ static int await_reply(struct qmp *q, int64_t want, uint64_t deadline, struct qm
 
 // ---- commands
 
-static uint64_t deadline_of(const struct qmp *q)
+uint64_t qmp_deadline(const struct qmp *q)
 {
 	return clock_now_ns() + (uint64_t)q->timeout_ms * NSEC_PER_MSEC;
 }
 
 static int call(struct qmp *q, const char *cmd, json_t *args, int fd, bool quiet, json_t **result)
 {
-	uint64_t deadline = deadline_of(q);
+	uint64_t deadline = qmp_deadline(q);
 	int64_t id = -(int64_t)++q->last_id;
 	int ret = send_command(q, cmd, args, id, fd, deadline);
 	struct qmp_msg m;
@@ -339,7 +331,7 @@ static int call(struct qmp *q, const char *cmd, json_t *args, int fd, bool quiet
 			log_err("%s: QEMU closed the connection while the QMP command %s was under way: it has ended, or is "
 				"about to",
 				q->path, cmd);
-		else if (ret != -EPROTO)
+		else if (ret != -EPROTO && ret != -ESRCH && ret != -EINTR) // logged; or known to who watches
 			log_err("%s: QMP command %s: %s", q->path, cmd, strerror(-ret));
 		return ret;
 	}
@@ -386,7 +378,7 @@ int qmp_hmp(struct qmp *q, const char *line, char **text)
 	if (ret)
 		return ret;
 	if (!json_is_string(reply))
-		ret = bad_message(q, "a human monitor that answers no text");
+		ret = qmp_bad_message(q, "a human monitor that answers no text");
 	else if (!(*text = strdup(json_string_value(reply))))
 		ret = -ENOMEM;
 	json_decref(reply);
@@ -412,135 +404,7 @@ int qmp_receive(struct qmp *q, struct qmp_msg *m)
 	return ret;
 }
 
-// ---- connecting
-
-static int connect_errno(const char *path, int err, bool quiet)
-{
-	if (err == ENOENT && !quiet)
-		log_err("%s: there is no such socket; start QEMU with -qmp unix:PATH,server=on,wait=off", path);
-	else if (err == ECONNREFUSED && !quiet)
-		log_err("%s: nobody listens on this socket: its QEMU has ended", path);
-	else if (err == EACCES)
-		log_err("%s: no permission to use this QMP socket; run as root or as the user who runs QEMU", path);
-	else if (err == ENOTSOCK)
-		log_err("%s: this is no socket", path);
-	else if (err != ENOENT && err != ECONNREFUSED)
-		log_err("cannot connect to the QMP socket %s: %s", path, strerror(err));
-	return -err;
-}
-
-static int taken(const char *path, bool quiet)
-{
-	if (!quiet)
-		log_err("%s: QEMU does not greet: this QMP socket is taken by another client; close that, or start QEMU with a "
-			"second "
-			"-qmp unix:PATH,server=on,wait=off",
-			path);
-	return -EBUSY;
-}
-
-// Through a descriptor of the socket's file, so that a path of any length will do.
-static int connect_unix(const char *path, uint64_t deadline, bool quiet, int *out)
-{
-	_cleanup_close_ int file = open(path, O_PATH | O_CLOEXEC);
-	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct stat st;
-
-	if (file < 0 || fstat(file, &st))
-		return connect_errno(path, errno, quiet);
-	if (!S_ISSOCK(st.st_mode))
-		return connect_errno(path, ENOTSOCK, quiet);
-	if (fd < 0)
-		return connect_errno(path, errno, quiet);
-	snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d", file);
-	// A full backlog makes a blocking connect() wait for ever.
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	while (connect(fd, (struct sockaddr *)&a, sizeof a)) {
-		if (errno != EAGAIN && errno != EINTR)
-			return connect_errno(path, errno, quiet);
-		if (clock_now_ns() >= deadline)
-			return taken(path, quiet);
-		usleep(10000);
-	}
-	*out = steal_fd(&fd);
-	return 0;
-}
-
-static int greet(struct qmp *q, uint64_t deadline, bool quiet)
-{
-	int major, minor, micro, ret;
-	json_t *value;
-
-	for (;;) {
-		ret = parse_value(q, &value);
-		if (ret)
-			return ret;
-		if (value)
-			break;
-		ret = receive_bytes(q);
-		if (ret == -EAGAIN)
-			ret = wait_fd(q->fd, POLLIN, deadline);
-		if (ret == -ETIMEDOUT && !q->len)
-			return taken(q->path, quiet);
-		if (ret == -ETIMEDOUT || ret == -EPIPE)
-			return bad_message(q, "no greeting");
-		if (ret)
-			return ret;
-	}
-	ret = json_unpack(value, "{s:{s:{s:{s:i, s:i, s:i}}}}", "QMP", "version", "qemu", "major", &major, "minor", &minor,
-		"micro", &micro);
-	json_decref(value);
-	if (ret || major < 0 || major > 9999 || minor < 0 || minor > 99 || micro < 0 || micro > 99)
-		return bad_message(q, "no greeting of QEMU");
-	snprintf(q->version, sizeof q->version, "%d.%d.%d", major, minor, micro);
-	q->version_num = (unsigned)(major * 10000 + minor * 100 + micro);
-	return qmp_call(q, "qmp_capabilities", NULL, NULL);
-}
-
-// Takes over fd.
-static int open_fd(int fd, const char *name, int timeout_ms, bool quiet, struct qmp **out)
-{
-	struct qmp *q = calloc(1, sizeof *q);
-	int ret;
-
-	if (!q) {
-		close(fd);
-		return -ENOMEM;
-	}
-	*q = (struct qmp){ .fd = fd, .path = strdup(name), .timeout_ms = timeout_ms };
-	list_init(&q->queue);
-	ret = q->path ? greet(q, deadline_of(q), quiet) : -ENOMEM;
-	if (ret) {
-		qmp_close(q);
-		return ret;
-	}
-	*out = q;
-	return 0;
-}
-
-static int open_path(const char *path, int timeout_ms, bool quiet, struct qmp **q)
-{
-	uint64_t deadline = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
-	int fd = -1, ret = connect_unix(path, deadline, quiet, &fd);
-
-	return ret ? ret : open_fd(fd, path, timeout_ms, quiet, q);
-}
-
-int qmp_open_fd(int fd, const char *name, int timeout_ms, struct qmp **q)
-{
-	return open_fd(fd, name, timeout_ms, false, q);
-}
-
-int qmp_open(const char *path, int timeout_ms, struct qmp **q)
-{
-	return open_path(path, timeout_ms, false, q);
-}
-
-int qmp_open_quiet(const char *path, int timeout_ms, struct qmp **q)
-{
-	return open_path(path, timeout_ms, true, q);
-}
+// ---- the client
 
 void qmp_close(struct qmp *q)
 {
@@ -552,7 +416,8 @@ void qmp_close(struct qmp *q)
 		dequeue(q, &m);
 		qmp_msg_fini(&m);
 	}
-	close(q->fd);
+	if (q->fd >= 0)
+		close(q->fd);
 	free(q->path);
 	free(q->buf);
 	free(q->last_error);

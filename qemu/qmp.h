@@ -25,9 +25,13 @@ void qmp_msg_fini(struct qmp_msg *m);
 // client has it), -EPROTO (what answers is no QMP), or what connecting gave.
 int qmp_open(const char *path, int timeout_ms, struct qmp **q);
 
-// The same, for polling a socket that a starting QEMU has not made yet: -ENOENT, -ECONNREFUSED and
-// -EBUSY (it does not greet yet) are not logged.
+// The same, for one of several sockets that may do: -ENOENT, -ECONNREFUSED and -EBUSY are not logged.
 int qmp_open_quiet(const char *path, int timeout_ms, struct qmp **q);
+
+// The same, for a QEMU that may be starting still, or end: waits no longer than until watch_fd (its pidfd) is readable, then
+// -ESRCH, or until interrupted() (may be NULL) is true, then -EINTR; these and -EBUSY (it did not greet in time) are not logged.
+// watch_fd stays the caller's, and neither is used later.
+int qmp_open_watching(const char *path, int timeout_ms, int watch_fd, bool (*interrupted)(void), struct qmp **q);
 
 // Takes over a connected socket (closed on failure too); name stands for it in messages.
 int qmp_open_fd(int fd, const char *name, int timeout_ms, struct qmp **q);

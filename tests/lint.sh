@@ -5,7 +5,7 @@ set -u
 
 status=0
 sources=$(git ls-files -co --exclude-standard '*.c' ':!tests/zdtm/guest/*')
-scripts=$(git ls-files -co --exclude-standard '*.sh' .ci/run)
+scripts=$(git ls-files -co --exclude-standard '*.sh' '*.bash' .ci/run)
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -22,6 +22,8 @@ import misuse_dump          # noqa: F401; they register their tests
 import misuse_refuse        # noqa: F401
 import misuse_restore       # noqa: F401
 import misuse_kill          # noqa: F401
+import misuse_start         # noqa: F401
+import misuse_stat          # noqa: F401
 import misuse_tools         # noqa: F401
 from misuse_rig import Rig, Skip, TestFailed
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Restores that cannot be: bad images, bad options, a host that lacks something. Nothing runs, nothing is left."""
+import glob
 import os
+import re
 import shutil
 import struct
+import subprocess
 import time
 
-from misuse_rig import MIB, NOBODY, cases, check, peer_pid, test, wait_for
+from misuse_rig import MIB, NOBODY, Skip, cases, check, peer_pid, test, wait_for
 
 METADATA = ["inventory.img", "vm.img", "device-state.img", "pagemap-1.img", "stats-dump.img"]
 
@@ -257,6 +260,58 @@ def restore_swap_full_while_running(rig):
     vm.console.check()
     vm.kill()
     wait_for("a clean disk", 10, lambda: set(os.listdir(where)) <= {"lost+found"})
+
+
+@test
+def restore_swap_registered(rig):
+    """Where the image is stands in a folder that survives the host, and goes with the VM. Made there, it needs no link."""
+    old, registry = rig.checkpoint(ram=64), f"{rig.tmp}/state/swap"
+    vm = rig.restore(old, *rig.lazy_small())
+    links = glob.glob(f"{registry}/*")
+    check(len(links) == 1 and re.fullmatch(f"{rig.name}-[0-9a-f]{{16}}[.]swap", os.path.basename(links[0])), f"registered: {links}")
+    check(os.readlink(links[0]) == f"{rig.tmp}/swap/image", f"it leads to {os.readlink(links[0])}")
+    vm.kill()
+    rig.nothing_left()
+    vm = rig.restore(old, "--lazy-pages", "--ram", "16M")
+    check(glob.glob(f"{registry}/*") == [f"{registry}/{rig.name}.swap"], f"there is: {os.listdir(registry)}")
+
+
+@cases(restore="restore", stat="stat")
+def restore_after_reboot(rig, command):
+    """The first command after a reboot of the host forgets what is left of it, and says so; the next ones have nothing to do."""
+    registry = f"{rig.tmp}/state/swap"
+    os.makedirs(registry)
+    line = rig.restore_line(images="/nowhere") if command == "restore" else ("stat",)
+    for first in (True, False):
+        link = f"{registry}/vm-0123456789abcdef.swap"
+        os.symlink("/nowhere/vm.swap", link)
+        result = rig.criu_vm(*line)
+        check(os.path.islink(link) != first and ("/nowhere/vm.swap" in result.err) == first, f"{'first' if first else 'next'}: {result}")
+    os.unlink(link)
+
+
+@test
+def restore_swap_on_device(rig):
+    """All of a device, without a file; nobody else's as long as the VM lives, and empty afterwards."""
+    old, disk = rig.checkpoint(ram=64), f"{rig.tmp}/disk.img"
+    with open(disk, "wb") as f:
+        f.truncate(100 * MIB)
+    made = subprocess.run(["losetup", "-f", "--show", "--direct-io=on", disk], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise Skip("no loop device can be made here")
+    device = made.stdout.strip()
+    try:
+        vm = rig.restore(old, "--lazy-pages", "--ram", "16M", "--swap", device)
+        vm.passes(3)
+        check(rig.stat()["swap"] == device, f"stat: {rig.stat()['swap']}")
+        rig.fails(*rig.restore_line("--lazy-pages", "--ram", "16M", "--swap", device, name=f"{rig.name}-other"), says=[device])
+        vm.runs_on()
+        vm.kill()
+        rig.nothing_left()
+        subprocess.run(["mkfs.ext4", "-q", device], check=True, stdin=subprocess.DEVNULL)
+        restore_fails(rig, "--ram", "16M", "--swap", device, says=[device, "ext4"])
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False)
 
 
 @test

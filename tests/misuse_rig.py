@@ -196,7 +196,7 @@ class Rig:
     def environment(self):
         sanitize = f"log_path={self.tmp}/asan/log"
         return {**os.environ, zdtm_vm.TAG: self.tmp, "ASAN_OPTIONS": sanitize, "UBSAN_OPTIONS": sanitize + ":print_stacktrace=1",
-                "QEMU_MODULE_DIR": MODULES}
+                "QEMU_MODULE_DIR": MODULES, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
 
     def start(self, line, **options):
         """A process that the test ends, or that is ended with it."""
@@ -330,6 +330,7 @@ class Rig:
     def residue(self):
         left = [f"process {p}" for p in processes_of(self.tmp) if p not in {p.pid for p in self.processes}]
         left += [f"{d}/{e}" for d in ("run", "swap") for e in os.listdir(f"{self.tmp}/{d}")]
+        left += glob.glob(f"{self.tmp}/state/swap/*")
         for root, dirs, _ in os.walk(self.tmp):
             left += [f"{root}/{d}" for d in dirs if d.endswith(".partial")]
         with open("/proc/mounts", encoding="latin-1") as f:

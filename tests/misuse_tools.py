@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command line itself, show, stat, lazy-pages."""
+"""The command line itself, show, lazy-pages."""
 import json
 import os
 import subprocess
 
-from misuse_rig import NOBODY, cases, check, test
+from misuse_rig import cases, check, test
 
-COMMANDS = ["check", "dump", "restore", "lazy-pages", "stat", "show"]
+COMMANDS = ["check", "dump", "restore", "lazy-pages", "set", "stat", "show"]
 
 
 def plain(rig, *args):
@@ -51,56 +51,6 @@ def usage_of_the_rest(rig):
     rig.fails("lazy-pages", status=2, says=["--name"])
     rig.fails("lazy-pages", "--name", "../x", status=2)
     rig.fails("stat", "--rounds", "x", status=2)
-
-
-@test
-def stat_of_nothing(rig):
-    rig.criu_vm("stat").check(0)
-    check(json.loads(rig.criu_vm("stat", "--json").check(0).out) == [], "not an empty list")
-    rig.fails("stat", "nobody", says=["nobody"])
-    rig.fails("stat", "nobody", "--watch", says=["nobody"])
-    rig.fails("stat", "../run", says=["../run"])
-    rig.fails("stat", "", says=["criu-vm stat"])
-    for args in ([], ["--json"]):
-        check(plain(rig, "stat", "--run-dir", f"{rig.tmp}/never-made", *args).check(0).out, "nothing was said")
-
-
-@test
-def stat_of_garbage(rig):
-    """What is in the run directory is not trusted."""
-    states = {"empty": b"", "garbage": b"\0\xff{{{", "array": b"[]", "other": b'{"version": 99}', "negative": b'{"version": 1, "qemu": -1}',
-              "huge": b'{"version": 1, "qemu": 1e300}', "deep": b"[" * 10000, "big": b" " * (2 << 20)}
-    for name, state in states.items():
-        os.mkdir(f"{rig.tmp}/run/{name}")
-        with open(f"{rig.tmp}/run/{name}/state", "wb") as f:
-            f.write(state)
-        check(json.loads(rig.criu_vm("stat", name, "--json").check(0).out)["state"] != "served", "who serves that?")
-        rig.criu_vm("stat", name).check(0)
-        rig.fails("lazy-pages", "--name", name)
-    check(len(json.loads(rig.criu_vm("stat", "--json").check(0).out)) == len(states), "not all are listed")
-    rig.criu_vm("stat").check(0)
-    old = rig.checkpoint()
-    for name in os.listdir(f"{rig.tmp}/run"):           # nobody's, so the name is free
-        rig.restore(old, "--lazy-pages", "-o", f"{rig.tmp}/log", name=name).kill()
-    rig.nothing_left()
-
-
-@test
-def stat_as_nobody(rig):
-    vm = rig.restore(rig.checkpoint(ram=64), *rig.lazy_small())
-    rig.fails("stat", rig.name, says=["ermission"], user=NOBODY)
-    vm.runs_on()
-
-
-@test
-def stat_of_a_vm(rig):
-    vm = rig.restore(rig.checkpoint(ram=64), *rig.lazy_small())
-    answer = rig.stat()
-    check(answer["qemu_pid"] == vm.pid and answer["state"] == "served" and answer["trouble"] is None, f"{answer}")
-    check(answer["memory"]["memfd"] <= 16 << 20, f"more than the budget: {answer['memory']}")
-    check(rig.name in rig.criu_vm("stat").check(0).out, "it is not in the table")
-    watch = rig.criu_vm("stat", rig.name, "--watch", "--rounds", "2", "--json").check(0)
-    check([json.loads(line)["name"] for line in watch.out.splitlines()] == [rig.name] * 2, f"{watch}")
 
 
 @test

@@ -62,6 +62,7 @@ struct rig {
 	struct list source_queue;
 	bool source_hold;
 	unsigned source_errors; // so many reads fail
+	bool source_gone;       // the engine needs it no longer
 
 	pthread_t sampler;
 	_Atomic bool sampling;
@@ -173,9 +174,18 @@ static inline void rig_source_read(void *ctx, struct pv_source_read *rd)
 {
 	struct rig *r = ctx;
 
+	ck_assert(!r->source_gone);
 	list_append(&r->source_queue, &rd->link);
 	if (!r->source_timer.op.busy)
 		loop_timer(&r->loop, &r->source_timer, NSEC_PER_MSEC / 5);
+}
+
+static inline void rig_source_done(void *ctx)
+{
+	struct rig *r = ctx;
+
+	ck_assert(!r->source_gone && list_empty(&r->source_queue));
+	r->source_gone = true;
 }
 
 // The wiring.
@@ -412,7 +422,7 @@ static inline void rig_start(struct rig *r)
 	rig_new_zapper(r);
 	ck_assert_int_eq(mm_pagemap_open(r->pid, &r->pagemap), 0);
 	ck_assert_int_eq(loop_init(&r->loop, 256), 0);
-	r->ops = (struct pv_ops){ .ctx = r, .drain = rig_drain, .source_read = rig_source_read };
+	r->ops = (struct pv_ops){ .ctx = r, .drain = rig_drain, .source_read = rig_source_read, .source_done = rig_source_done };
 	rig_new_engine(r);
 	r->sampling = true;
 	ck_assert_int_eq(pthread_create(&r->sampler, NULL, rig_sample, r), 0);

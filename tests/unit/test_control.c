@@ -220,7 +220,7 @@ START_TEST(rude_clients)
 {
 	static struct server s;
 	json_t *reply;
-	char *text, flood[8000];
+	char *text, flood[40000];
 	int fd;
 
 	server_start(&s);

@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The paging engine at work: a real process is paged for real, to and from a real file.
-#include "engine_rig.h"
-
-#include "util/log.h"
+#include "engine_suite.h"
 
 #define BUDGET (16 * MiB) // the smallest there is
 #define RAM (32 * MiB)
 #define TARGET (4 * MiB)  // of free memory, at this budget: page-out begins below
 #define NR_PAGES (RAM / PAGE_SIZE)
 #define FIRST (14 * MiB / PAGE_SIZE) // pages: writing so many starts page-out, and needs none to end
-
-static void quiet(void)
-{
-	log_init(-1, LOG_ERROR, NULL, false); // to nobody
-}
 
 static void start(struct rig *r)
 {
@@ -46,14 +39,7 @@ static void expect_all_well(struct rig *r)
 {
 	ck_assert_msg(rig_until(r, rig_memory(r) <= BUDGET, 5000), "%lu KiB in memory", rig_memory(r) / KiB);
 	ck_assert(rig_until(r, !rig_stats(r).trouble, 2000));
-	ck_assert_uint_eq(rig_stats(r).overdraft + rig_stats(r).reads_waiting, 0);
-}
-
-// Everything is pushed out and read back in.
-static void verify_all(struct rig *r)
-{
-	for (unsigned i = 0; i < 2; i++)
-		rig_do(r, i, GUEST_VERIFY, 0, r->g->nr_pages);
+	ck_assert_uint_eq(rig_stats(r).overdraft + rig_stats(r).reads_waiting + rig_stats(r).trouble_ns + rig_stats(r).faults_waiting, 0);
 }
 
 static void torture(struct rig *r, unsigned ms)
@@ -99,6 +85,8 @@ START_TEST(vcpus)
 	s = rig_stats(&r);
 	ck_assert_uint_eq(s.vcpu_faults, s.faults);
 	ck_assert(s.in_zero && s.in_swap && s.in_source && s.out_written && s.out_clean && s.chunks_out && s.discarded && s.minor_faults);
+	ck_assert(s.faults_on[PV_HOME_NONE] && s.faults_on[PV_HOME_ZERO] && s.faults_on[PV_HOME_SWAP] && s.faults_on[PV_HOME_SOURCE]);
+	ck_assert_uint_eq(s.faults_on[PV_HOME_NONE] + s.faults_on[PV_HOME_ZERO] + s.faults_on[PV_HOME_SWAP] + s.faults_on[PV_HOME_SOURCE], s.faults);
 	ck_assert_msg(r.most <= BUDGET, "%lu KiB too many, overdraft %lu", (r.most - BUDGET) / KiB, s.overdraft_max);
 	rig_end(&r);
 }
@@ -142,6 +130,7 @@ START_TEST(reads_of_a_source_write_nothing)
 	verify_all(&r);
 	s = rig_stats(&r);
 	ck_assert(s.chunks_out && s.out_clean && s.in_source > NR_PAGES - 2000);
+	ck_assert(s.chunks_rescued && s.faults_on[PV_HOME_NONE]);
 	ck_assert_uint_eq(s.out_written + s.in_swap + s.out_zero + s.swapped, 0);
 	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
 	ck_assert_int_eq(st.st_blocks, 0);
@@ -260,6 +249,7 @@ START_TEST(withheld_drain)
 	rig_do(&r, 0, GUEST_WRITE, NR_PAGES - 100, 10); // a vCPU waits, but not for ever
 	ck_assert_uint_gt(rig_stats(&r).faults_delayed, 0);
 	ck_assert(r.drain_held);
+	ck_assert_uint_ge(rig_stats(&r).drain_now_ns, NSEC_PER_SEC);
 	rig_release_drain(&r);
 	expect_all_well(&r);
 	ck_assert_uint_gt(rig_stats(&r).overdraft_max, 0);
@@ -278,26 +268,14 @@ START_TEST(failing_drain)
 	rig_do(&r, 1, GUEST_VERIFY, 0, NR_PAGES);
 	ck_assert_uint_gt(r.drains, 0);
 	ck_assert_uint_eq(rig_stats(&r).out_written + rig_stats(&r).chunks_out, 0);
-	ck_assert(rig_until(&r, rig_stats(&r).trouble, 2000));
+	rig_pass(&r, 1200); // others have failed, too
+	expect_trouble(&r, "QEMU's block I/O cannot be drained", -EIO, 1000);
 	r.drain = DRAIN_WAIT;
 	expect_all_well(&r);
 	verify_all(&r);
 	rig_end(&r);
 }
 END_TEST
-
-// The swap file through a descriptor that fails either way.
-static int broken_swap(const struct rig *r, int flags)
-{
-	char path[32];
-	int fd;
-
-	quiet();
-	snprintf(path, sizeof path, "/proc/self/fd/%d", r->swap.fd);
-	fd = open(path, flags | O_DIRECT | O_CLOEXEC);
-	ck_assert_int_ge(fd, 0);
-	return fd;
-}
 
 START_TEST(write_error)
 {
@@ -314,10 +292,11 @@ START_TEST(write_error)
 	r.swap.fd = bad = broken_swap(&r, O_RDONLY);
 	rig_do(&r, 0, GUEST_WRITE, 0, FIRST);
 	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
-	ck_assert_str_eq(rig_stats(&r).trouble, "the swap image cannot be written");
 	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST);
 	rig_order(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // more than there is room for: it waits
 	ck_assert(!rig_until(&r, rig_idle(&r), 1300));
+	expect_trouble(&r, "the swap image cannot be written", -EBADF, 1300);
+	ck_assert_uint_eq(rig_stats(&r).faults_waiting, 1);
 	ck_assert_uint_le(r.most, BUDGET);
 	r.swap.fd = good;
 	rig_finish(&r);
@@ -340,12 +319,13 @@ START_TEST(read_error)
 	r.swap.fd = bad = broken_swap(&r, O_WRONLY);
 	rig_order(&r, 0, GUEST_VERIFY, 0, 10);
 	ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, 2000));
-	ck_assert_str_eq(rig_stats(&r).trouble, "the swap image cannot be read");
 	rig_order(&r, 1, GUEST_WRITE, NR_PAGES - 100, 100); // others need not wait
 	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, 2000));
 	rig_pass(&r, 700); // a second attempt has failed, too
 	ck_assert_uint_eq(r.g->worker[0].touched, 0);
+	expect_trouble(&r, "the swap image cannot be read", -EBADF, 700);
 	ck_assert_uint_gt(rig_stats(&r).reads_waiting, 0);
+	ck_assert_uint_ge(rig_stats(&r).read_ns, 700 * NSEC_PER_MSEC);
 	r.swap.fd = good;
 	rig_finish(&r);
 	expect_all_well(&r);
@@ -370,7 +350,7 @@ START_TEST(source_error)
 	ck_assert(rig_until(&r, !r.source_errors, 3000));
 	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 1);
 	ck_assert_uint_eq(r.g->worker[0].touched + r.g->worker[1].touched, 0);
-	ck_assert_str_eq(rig_stats(&r).trouble, "the test's source fails");
+	expect_trouble(&r, "the test's source fails", -EIO, 500);
 	rig_finish(&r);
 	expect_all_well(&r);
 	verify_all(&r);
@@ -555,16 +535,8 @@ START_TEST(next_engine)
 	start(&r);
 	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
 	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, 2000));
-	r.deaf = true;
-	loop_fini(&r.loop);
-	pv_engine_free(r.e);
-	ck_assert_int_eq(loop_init(&r.loop, 256), 0);
-	r.deaf = r.uffd_op.busy = r.look.op.busy = r.drain_timer.op.busy = false;
 	rig_order(&r, 1, GUEST_VERIFY, 0, 600);
-	mm_zapper_free(r.zapper);
-	rig_new_zapper(&r);
-	rig_new_engine(&r);
-	pv_engine_run(r.e);
+	replace_engine(&r);
 	rig_finish(&r);
 	for (size_t i = 0; i < 50; i++)
 		rig_do(&r, 0, GUEST_WRITE, i * NR_PAGES / 50, 1);
@@ -614,48 +586,10 @@ START_TEST(refused)
 }
 END_TEST
 
-static const char *missing_here(void)
-{
-	struct mm_pagemap *pm;
-	struct loop l;
-	int uffd;
-
-	if (geteuid())
-		return "only root may reach into another process";
-	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (uffd < 0 || mm_uffd_api(uffd, RIG_FEATURES, NULL))
-		return "the kernel's userfaultfd lacks something";
-	close(uffd);
-	if (mm_pagemap_open(getpid(), &pm))
-		return "the kernel cannot scan page maps";
-	mm_pagemap_close(pm);
-	if (loop_init(&l, 8))
-		return "there is no io_uring";
-	loop_fini(&l);
-	return NULL;
-}
-
-// Each a case of its own, so that CK_RUN_CASE=name runs it alone.
-static void add(Suite *s, const TTest *test, size_t times)
-{
-	TCase *t = tcase_create(test->name);
-
-	tcase_set_timeout(t, 120);
-	tcase_add_loop_test(t, test, 0, (int)times);
-	suite_add_tcase(s, t);
-}
-
 int main(void)
 {
-	const char *missing = missing_here();
 	Suite *s = suite_create("engine");
-	SRunner *sr;
-	int failed;
 
-	if (missing) {
-		printf("skipped: %s\n", missing);
-		return 77;
-	}
 	add(s, vcpus, ARRAY_SIZE(methods));
 	add(s, dma, 1);
 	add(s, reads_of_a_source_write_nothing, 1);
@@ -677,9 +611,5 @@ int main(void)
 	add(s, next_engine, 1);
 	add(s, roomy, 1);
 	add(s, refused, 1);
-	sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run(s);
 }

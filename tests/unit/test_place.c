@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The swap image as a file, and chunks that are placed directly: into memory while there is room, the rest into swap.
+// Chunks that are placed directly: into memory while there is room, the rest into swap.
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -368,89 +367,6 @@ START_TEST(write_errors)
 }
 END_TEST
 
-START_TEST(swap_image)
-{
-	struct pv_swap s, other;
-	struct stat st;
-	int fd;
-
-	ck_assert_int_eq(pv_swap_create(swap_path, 8 * MiB, false, &s), 0);
-	ck_assert_int_eq(fstat(s.fd, &st), 0);
-	ck_assert_int_eq(st.st_mode & 07777, 0600);
-	ck_assert_uint_eq((uint64_t)st.st_size, 8 * MiB);
-	ck_assert_uint_ge((uint64_t)st.st_blocks * 512, 8 * MiB); // reserved
-	ck_assert(fcntl(s.fd, F_GETFL) & O_DIRECT);
-	ck_assert(fcntl(s.fd, F_GETFD) & FD_CLOEXEC);
-	pv_swap_forget(&s, 0, MiB); // a reservation is kept
-	ck_assert_int_eq(fstat(s.fd, &st), 0);
-	ck_assert_uint_ge((uint64_t)st.st_blocks * 512, 8 * MiB);
-
-	ck_assert_int_eq(pv_swap_create(swap_path, 8 * MiB, false, &other), -EEXIST);
-	ck_assert_int_eq(other.fd, -1);
-	fd = open(swap_path, O_RDWR | O_CLOEXEC);
-	ck_assert(flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK);
-	close(fd);
-	pv_swap_close(&s); // the file stays, and nobody holds it
-	fd = open(swap_path, O_RDWR | O_CLOEXEC);
-	ck_assert_int_eq(flock(fd, LOCK_EX | LOCK_NB), 0);
-	ck_assert_int_eq(pv_swap_adopt(fd, swap_path, 8 * MiB, false, &s), 0);
-	pv_swap_destroy(&s);
-	ck_assert_int_eq(access(swap_path, F_OK), -1);
-	pv_swap_destroy(&s); // harmless
-}
-END_TEST
-
-START_TEST(sparse_swap_image)
-{
-	char *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
-	struct pv_swap s;
-	struct stat st;
-
-	memset(page, 'x', PAGE_SIZE);
-	ck_assert_int_eq(pv_swap_create(swap_path, 8 * MiB, true, &s), 0);
-	ck_assert_int_eq(fstat(s.fd, &st), 0);
-	ck_assert(st.st_size == 8 * MiB && st.st_blocks == 0);
-	ck_assert_int_eq(pwrite(s.fd, page, PAGE_SIZE, MiB), PAGE_SIZE);
-	ck_assert_int_eq(pwrite(s.fd, page, PAGE_SIZE, 2 * MiB), PAGE_SIZE);
-	pv_swap_forget(&s, MiB, MiB);
-	ck_assert_int_eq(fstat(s.fd, &st), 0);
-	ck_assert(st.st_size == 8 * MiB && st.st_blocks == PAGE_SIZE / 512);
-	pv_swap_destroy(&s);
-	free(page);
-}
-END_TEST
-
-// Nothing stays behind, and the message says what was wanted.
-static void refused(const char *path, uint64_t len, bool sparse, int err, const char *says)
-{
-	struct pv_swap s;
-
-	ck_assert_int_eq(pv_swap_create(path, len, sparse, &s), err);
-	ck_assert_int_eq(s.fd, -1);
-	ck_assert_ptr_null(s.path);
-	ck_assert_int_eq(access(path, F_OK), -1);
-	ck_assert_msg(strstr(log_last_error(), says) && strstr(log_last_error(), path), "%s", log_last_error());
-}
-
-START_TEST(no_swap_image)
-{
-	struct rlimit limit = { .rlim_cur = MiB, .rlim_max = RLIM_INFINITY };
-	char in_memory[] = "/dev/shm/criu-vm-test.XXXXXX", path[64];
-
-	signal(SIGXFSZ, SIG_IGN);
-	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
-	refused("/nowhere/at/all", MiB, false, -ENOENT, "No such file");
-	refused(swap_path, 3 * MiB, false, -EFBIG, "3 MiB");
-	refused(swap_path, 3 * MiB, true, -EFBIG, "3 MiB");
-	refused(swap_path, 0, false, -EINVAL, "reserve 0 B"); // a file system that cannot reserve says something like it
-	if (mkdtemp(in_memory)) {
-		snprintf(path, sizeof path, "%s/swap", in_memory);
-		refused(path, MiB, false, -EOPNOTSUPP, "memory");
-		rmdir(in_memory);
-	}
-}
-END_TEST
-
 int main(void)
 {
 	Suite *s = suite_create("place");
@@ -469,9 +385,6 @@ int main(void)
 	tcase_add_test(t, shrinking);
 	tcase_add_test(t, without_swap);
 	tcase_add_test(t, write_errors);
-	tcase_add_test(t, swap_image);
-	tcase_add_test(t, sparse_swap_image);
-	tcase_add_test(t, no_swap_image);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -3,10 +3,12 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -20,13 +22,14 @@
 	"\"capabilities\": [\"oob\"]}}\r\n"
 #define OK "{\"return\": {}, \"id\": %lld}\r\n"
 #define EVENT(name) "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"" name "\", \"data\": {\"a\": 1}}\r\n"
-#define TIMEOUT_MS 300
+#define SOON_MS 300       // a time-out that is to expire
+#define PATIENCE_MS 20000 // one that is not, on a busy host either
 
 // One thing that the server does.
 struct step {
 	bool await; // first read a command
-	const char *say; // then say this, with the last command's id for each %lld
-	size_t piece; // in writes of so many bytes; 0: all at once
+	const char *say; // then say this, with the last command's id for %lld, or that of the one before for %2$lld
+	size_t piece; // so many bytes at a time, the next when these have been read; 0: all at once
 	size_t times; // so many times over; 0: once
 	int wait_ms; // before it says it
 	size_t flood; // so many letters more
@@ -66,17 +69,27 @@ static void read_command(struct server *s)
 	json_decref(j);
 }
 
+// Until the client has taken what was sent, or has gone.
+static void wait_taken(const struct server *s)
+{
+	for (int unread = 1; !ioctl(s->fd, SIOCOUTQ, &unread) && unread;)
+		usleep(50);
+}
+
 static void say(struct server *s, const struct step *step)
 {
 	char *text = NULL;
 	size_t len, piece;
 
-	ck_assert_int_gt(asprintf(&text, step->say, s->id, s->id), 0);
+	ck_assert_int_gt(asprintf(&text, step->say, s->id, s->nr_ids > 1 ? s->ids[s->nr_ids - 2] : 0), 0);
 	len = strlen(text);
 	piece = step->piece ? step->piece : len;
-	for (size_t at = 0; at < len; at += piece)
+	for (size_t at = 0; at < len; at += piece) {
 		if (send(s->fd, text + at, len - at < piece ? len - at : piece, MSG_NOSIGNAL) < 0)
 			break;
+		if (step->piece)
+			wait_taken(s);
+	}
 	free(text);
 }
 
@@ -131,15 +144,15 @@ static void stop(struct server *s, struct qmp *q)
 #define OPEN(s, q, ...) \
 	do { \
 		struct step step_[] = { { .say = GREETING }, { .await = true, .say = OK }, __VA_ARGS__ }; \
-		ck_assert_int_eq(qmp_open_fd(start(&(s), step_, sizeof step_ / sizeof *step_), "test", TIMEOUT_MS, &(q)), 0); \
+		ck_assert_int_eq(qmp_open_fd(start(&(s), step_, sizeof step_ / sizeof *step_), "test", PATIENCE_MS, &(q)), 0); \
 	} while (0)
 
-#define FAIL_OPEN(err, ...) \
+#define FAIL_OPEN(timeout_ms, err, ...) \
 	do { \
 		struct step step_[] = { __VA_ARGS__ }; \
 		struct server s_; \
 		struct qmp *q_; \
-		ck_assert_int_eq(qmp_open_fd(start(&s_, step_, sizeof step_ / sizeof *step_), "test", TIMEOUT_MS, &q_), err); \
+		ck_assert_int_eq(qmp_open_fd(start(&s_, step_, sizeof step_ / sizeof *step_), "test", timeout_ms, &q_), err); \
 		stop(&s_, NULL); \
 	} while (0)
 
@@ -158,29 +171,29 @@ END_TEST
 
 START_TEST(bad_greeting)
 {
-	FAIL_OPEN(-EPROTO, { .say = "SSH-2.0-OpenSSH_9.2\r\n" });
-	FAIL_OPEN(-EPROTO, { .say = "{\"QMP\": {}}\r\n" });
-	FAIL_OPEN(-EPROTO, { .say = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": -2, \"major\": 7}}}}\r\n" });
-	FAIL_OPEN(-EPROTO, { .say = "[]\r\n" });
-	FAIL_OPEN(-EPROTO, { .say = "{\"QMP\": " }); // and then it closes
-	FAIL_OPEN(-EBUSY, { .wait_ms = 2 * TIMEOUT_MS });
+	FAIL_OPEN(PATIENCE_MS, -EPROTO, { .say = "SSH-2.0-OpenSSH_9.2\r\n" });
+	FAIL_OPEN(PATIENCE_MS, -EPROTO, { .say = "{\"QMP\": {}}\r\n" });
+	FAIL_OPEN(PATIENCE_MS, -EPROTO, { .say = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": -2, \"major\": 7}}}}\r\n" });
+	FAIL_OPEN(PATIENCE_MS, -EPROTO, { .say = "[]\r\n" });
+	FAIL_OPEN(PATIENCE_MS, -EPROTO, { .say = "{\"QMP\": " }); // and then it closes
+	FAIL_OPEN(SOON_MS, -EBUSY, { .await = true });
 	ck_assert_ptr_nonnull(strstr(log_last_error(), "taken by another client"));
 }
 END_TEST
 
-// Every message a byte at a time, or two of them in one write.
+// An event and an answer, cut anywhere: a first read may end in the middle of a word, a number, an escape or a character of the second.
+#define MIXED EVENT("STOP") "{\"return\": {\"status\": \"}{\\\"\\u00e4\u20ac\", \"on\": true, \"at\": -1.5e3}, \"id\": %lld}\r\n"
+
 START_TEST(framing)
 {
 	struct server s;
 	struct qmp *q;
 	json_t *ret;
 
-	OPEN(s, q,
-		{ .await = true,
-			.say = EVENT("STOP") "{\"return\": {\"status\": \"}{\\\"\"}, \"id\": %lld}\r\n",
-			.piece = (size_t)_i });
+	OPEN(s, q, { .await = true, .say = MIXED, .piece = (size_t)_i });
 	ck_assert_int_eq(qmp_call(q, "query-status", json_pack("{s:s}", "x", "y"), &ret), 0);
-	ck_assert_str_eq(json_string_value(json_object_get(ret, "status")), "}{\"");
+	ck_assert_str_eq(json_string_value(json_object_get(ret, "status")), "}{\"\u00e4\u20ac");
+	ck_assert(json_is_true(json_object_get(ret, "on")));
 	json_decref(ret);
 	stop(&s, q);
 }
@@ -274,10 +287,11 @@ START_TEST(late_answer)
 	struct qmp *q;
 	json_t *ret;
 
-	OPEN(s, q, { .await = true, .wait_ms = TIMEOUT_MS + 100, .say = "{\"return\": \"late\", \"id\": %lld}\r\n" },
-	     { .await = true, .say = "{\"return\": \"mine\", \"id\": %lld}\r\n" });
+	OPEN(s, q, { .await = true },
+	     { .await = true, .say = "{\"return\": \"late\", \"id\": %2$lld}\r\n{\"return\": \"mine\", \"id\": %1$lld}\r\n" });
+	qmp_set_timeout(q, SOON_MS);
 	ck_assert_int_eq(qmp_call(q, "slow", NULL, NULL), -ETIMEDOUT);
-	qmp_set_timeout(q, 2000);
+	qmp_set_timeout(q, PATIENCE_MS);
 	ck_assert_int_eq(qmp_call(q, "next", NULL, &ret), 0);
 	ck_assert_str_eq(json_string_value(ret), "mine");
 	json_decref(ret);
@@ -332,7 +346,6 @@ START_TEST(endless_answer)
 	struct qmp *q;
 
 	OPEN(s, q, { .await = true, .say = "{\"return\": \"", .flood = 17 * MiB });
-	qmp_set_timeout(q, 20000);
 	ck_assert_int_eq(qmp_call(q, "x", NULL, NULL), -EPROTO);
 	ck_assert_ptr_nonnull(strstr(log_last_error(), "16 MiB"));
 	stop(&s, q);
@@ -346,7 +359,6 @@ START_TEST(large_answer)
 	json_t *ret;
 
 	OPEN(s, q, { .await = true, .say = "{\"id\": %lld, \"return\": \"", .flood = 4 * MiB }, { .say = "\"}\r\n" });
-	qmp_set_timeout(q, 20000);
 	ck_assert_int_eq(qmp_call(q, "x", NULL, &ret), 0);
 	ck_assert_uint_eq(json_string_length(ret), 4 * MiB);
 	json_decref(ret);
@@ -444,6 +456,101 @@ START_TEST(socket_file)
 }
 END_TEST
 
+// ---- a QEMU that is starting, or ends
+
+#define LATE_MS 50
+
+static const struct late_case {
+	bool full;    // others wait before us
+	bool accepts; // after a while, and does the steps
+	bool ends;    // which is seen a while after the connection is closed
+	struct step step[2];
+	int timeout_ms, err;
+	bool logs;
+} late_cases[] = {
+	{ .accepts = true, .step = { { .say = GREETING }, { .await = true, .say = OK, .wait_ms = LATE_MS } }, .timeout_ms = PATIENCE_MS },
+	{ .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
+	{ .full = true, .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
+	{ .accepts = true, .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
+	{ .accepts = true, .step = { { .say = GREETING }, { .await = true } }, .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
+	{ .accepts = true, .timeout_ms = PATIENCE_MS, .err = -EPROTO, .logs = true },
+	{ .accepts = true, .step = { { .say = GREETING }, { .await = true } }, .timeout_ms = PATIENCE_MS, .err = -EPIPE, .logs = true },
+	{ .timeout_ms = SOON_MS, .err = -EBUSY },
+	{ .full = true, .timeout_ms = SOON_MS, .err = -EBUSY },
+};
+
+struct late {
+	const struct late_case *c;
+	struct server s;
+	int listen_fd, watched;
+};
+
+static void *serve_late(void *arg)
+{
+	struct late *l = arg;
+
+	usleep(LATE_MS * 1000);
+	if (l->c->accepts) {
+		l->s.fd = accept(l->listen_fd, NULL, NULL);
+		serve(&l->s);
+		usleep(LATE_MS * 1000);
+	}
+	if (l->c->ends)
+		close(l->watched);
+	return NULL;
+}
+
+static int open_late(const struct late_case *c, bool (*interrupted)(void), struct qmp **q)
+{
+	struct late l = { .c = c, .s = { .nr = ARRAY_SIZE(c->step), .passed_fd = -1 } };
+	char dir[] = "/tmp/test-qmp-XXXXXX", path[64];
+	int watch[2], err;
+
+	memcpy(l.s.step, c->step, sizeof c->step);
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(path, sizeof path, "%s/q", dir);
+	l.listen_fd = listen_at(path);
+	for (unsigned i = 0; c->full && i < 4; i++)
+		ck_assert_int_eq(qmp_open_quiet(path, 0, q), -EBUSY);
+	ck_assert_int_eq(pipe(watch), 0);
+	l.watched = watch[1];
+	ck_assert_int_eq(pthread_create(&l.s.thread, NULL, serve_late, &l), 0);
+	err = qmp_open_watching(path, c->timeout_ms, watch[0], interrupted, q);
+	pthread_join(l.s.thread, NULL);
+	fcntl(l.listen_fd, F_SETFL, O_NONBLOCK);
+	ck_assert(!c->accepts || accept(l.listen_fd, NULL, NULL) < 0); // it had connected once
+	close(l.listen_fd);
+	unlink(path);
+	rmdir(dir);
+	return err;
+}
+
+START_TEST(late_greeting)
+{
+	struct qmp *q = NULL;
+
+	ck_assert_int_eq(open_late(late_cases + _i, NULL, &q), late_cases[_i].err);
+	ck_assert_int_eq(*log_last_error() != 0, late_cases[_i].logs);
+	qmp_close(q);
+}
+END_TEST
+
+static unsigned asked;
+
+static bool third_time(void)
+{
+	return ++asked == 3;
+}
+
+START_TEST(late_interrupted)
+{
+	struct qmp *q;
+
+	ck_assert_int_eq(open_late(&(struct late_case){ .full = _i, .timeout_ms = PATIENCE_MS }, third_time, &q), -EINTR);
+	ck_assert_str_eq(log_last_error(), "");
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("qmp");
@@ -455,7 +562,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, greeting);
 	tcase_add_test(t, bad_greeting);
-	tcase_add_loop_test(t, framing, 0, 6);
+	tcase_add_loop_test(t, framing, 0, sizeof MIXED);
 	tcase_add_test(t, pretty);
 	tcase_add_test(t, events_wait);
 	tcase_add_test(t, events_bounded);
@@ -468,6 +575,8 @@ int main(void)
 	tcase_add_test(t, asynchronous);
 	tcase_add_test(t, descriptor);
 	tcase_add_test(t, socket_file);
+	tcase_add_loop_test(t, late_greeting, 0, ARRAY_SIZE(late_cases));
+	tcase_add_loop_test(t, late_interrupted, 0, 2);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

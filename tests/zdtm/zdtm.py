@@ -10,6 +10,7 @@ verdict, the bounds of its memory and what is left behind decide. The guests are
 """
 import argparse
 import concurrent.futures
+import glob
 import json
 import os
 import shutil
@@ -174,6 +175,7 @@ class Test:
         def residue():
             left = [f"process {p}" for p in vm.processes_of(self.tmp)]
             left += [f"{self.tmp}/{d}/{e}" for d in ("run", "swap") for e in os.listdir(f"{self.tmp}/{d}")]
+            left += glob.glob(f"{self.tmp}/state/swap/*")
             left += [e for e in os.listdir(self.tmp) if ".partial" in e]
             for where in ("/proc/mounts", "/proc/net/unix"):
                 with open(where, encoding="latin-1") as f:
@@ -197,7 +199,7 @@ class Test:
     # What it needs for that
 
     def environment(self):
-        return {**os.environ, vm.TAG: self.tmp}
+        return {**os.environ, vm.TAG: self.tmp, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
 
     def criu_vm(self, command, *args):
         line = [self.opts.criu_vm, command, *args, "--run-dir", f"{self.tmp}/run"]

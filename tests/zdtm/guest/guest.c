@@ -16,6 +16,7 @@
 #define AP_START	0x8000u
 #define FIRST_PAGE	((uint64_t)2 << 20)
 #define MAPPED_END	((uint64_t)32 << 30)
+#define PIT_HZ		1193182u
 
 struct multiboot_info {
 	uint32_t flags, mem_lower, mem_upper, boot_device, cmdline, mods_count, mods_addr, syms[4], mmap_length, mmap_addr;
@@ -37,6 +38,7 @@ static unsigned nr_regions, stride;
 static char cmdline[512];
 static struct gate idt[48];
 static int say_lock;
+static struct { uint64_t tsc_per_ms, last, gap; } ticker;		// of the time stamp counter
 
 static void putc(char c)
 {
@@ -101,7 +103,10 @@ void pass(uint64_t nr)
 	while (elapsed_us(last) < 20000)
 		relax();
 	last = timer_now();
-	say("ok %lu", nr);
+	if (ticker.last)
+		say("ok %lu gap %lu", nr, __atomic_exchange_n(&ticker.gap, 0, __ATOMIC_SEQ_CST) * 1000 / ticker.tsc_per_ms);
+	else
+		say("ok %lu", nr);
 }
 
 void bad(uint64_t where, uint64_t expected, uint64_t got)
@@ -268,6 +273,31 @@ void irq_done(void)
 	outb(0x20, 0x20);
 }
 
+__attribute__((interrupt)) static void tick(struct interrupt_frame *frame)
+{
+	uint64_t now = rdtsc(), gap = now - ticker.last;
+
+	(void)frame;
+	ticker.last = now;
+	if (gap > ticker.gap)
+		ticker.gap = gap;
+	irq_done();
+}
+
+static void start_ticker(void)
+{
+	uint64_t begin = rdtsc();
+
+	sleep_ms(50);
+	ticker.last = rdtsc();
+	ticker.tsc_per_ms = (ticker.last - begin) / 50;
+	outb(0x43, 0x34);			// counter 0, rate generator
+	outb(0x40, PIT_HZ / 1000 & 0xff);
+	outb(0x40, PIT_HZ / 1000 >> 8);
+	irq_handle(0, tick);
+	asm volatile("sti");
+}
+
 uint32_t pci_read(unsigned devfn, unsigned reg)
 {
 	outl(0xcf8, 1u << 31 | devfn << 8 | reg);
@@ -312,10 +342,17 @@ void guest_start(const struct multiboot_info *mbi)
 	outb(COM1 + 3, 3);
 	find_memory(mbi);
 	irq_init();
+	if (option("tick", 0))
+		start_ticker();
+	if (option("pulse", 0))
+		start_cpus();
 	guest_main();
 }
 
 __attribute__((weak)) void guest_cpu(unsigned cpu)
 {
-	(void)cpu;
+	for (uint64_t n = 1; cpu == 1; n++) {
+		sleep_ms(100);
+		say("pulse %lu", n);
+	}
 }

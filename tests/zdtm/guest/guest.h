@@ -7,7 +7,11 @@
 //	ok N [...]			N passes ended well
 //	BAD WHERE EXPECTED GOT		what it has seen is wrong; repeated for ever
 //
-// Nobody has to read: output that nobody takes is dropped, a verdict comes again.
+// Nobody has to read: output that nobody takes is dropped, a verdict comes again. All but "timer" take these, too:
+//
+//	tick=1		the first processor gets an interrupt each millisecond: "ok N gap US", the longest time between two of them
+//			since the last "ok"
+//	pulse=1		another processor (but with "smp") does nothing but say "pulse N", ten times a second
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

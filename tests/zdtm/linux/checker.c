@@ -10,8 +10,11 @@
 //	fill PERCENT	fills that share of all memory anew, then as status
 //	dirty PERCENT	of the pages are rewritten in each pass from now on
 //	rest SECONDS	between two passes from now on
+//	gap		gap US: the longest time between two ticks, one a millisecond, since this was last asked
+//	reboot, poweroff, panic		status, and then does so
 //
-// Kernel command line: fill=PERCENT (75), dirty=PERCENT (10), rest=SECONDS (0), disk=DEVICE, depth=MIB in flight (64).
+// Kernel command line: fill=PERCENT (75), dirty=PERCENT (10), rest=SECONDS (0), disk=DEVICE, depth=MIB in flight (64),
+// tick=1: ticks are counted, for `gap`. What the pages hold differs from one boot to the next.
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +29,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/reboot.h>
 #include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -43,6 +47,8 @@ static struct {
 	uint64_t nr_pages, begun, passes, rewritten, errors, requests;	// begun: passes
 	unsigned dirty, rest, fill, refill;	// refill: percent to fill before the next pass, 0: none asked for
 	bool hurry;			// somebody waits: no rest
+	uint64_t life;			// differs in each boot
+	uint64_t gap;			// of the ticks, the longest, in nanoseconds
 } g = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .dirty = 10, .fill = 75 };
 
 static pthread_barrier_t pass_begins, pass_ends;
@@ -67,7 +73,7 @@ static void check(const uint64_t *page, uint64_t key)
 
 static uint64_t key_of(uint64_t where, uint32_t generation)
 {
-	return pattern_hash(where << 32 | generation) | 1;
+	return pattern_hash((where << 32 | generation) ^ g.life) | 1;
 }
 
 static uint64_t random_below(uint64_t *state, uint64_t n)
@@ -232,9 +238,48 @@ static void start_disk(const char *path, unsigned nr_threads)
 	free(pages);
 }
 
+static uint64_t now_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void *tick(void *arg)
+{
+	uint64_t before = now_ns(CLOCK_MONOTONIC), now;
+
+	(void)arg;
+	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ 1 });
+	for (;; before = now) {
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){ .tv_nsec = 1000000 }, NULL);
+		now = now_ns(CLOCK_MONOTONIC);
+		if (now - before > g.gap)
+			__atomic_store_n(&g.gap, now - before, __ATOMIC_SEQ_CST);
+	}
+	return NULL;
+}
+
+static void end(const char *how)
+{
+	int fd;
+
+	if (!strcmp(how, "reboot"))
+		reboot(RB_AUTOBOOT);
+	else if (!strcmp(how, "poweroff"))
+		reboot(RB_POWER_OFF);
+	else if ((fd = open("/proc/sysrq-trigger", O_WRONLY)) < 0 || write(fd, "c", 1) < 0)
+		die("panic");
+}
+
+static bool is_end(const char *line)
+{
+	return !strcmp(line, "reboot") || !strcmp(line, "poweroff") || !strcmp(line, "panic");
+}
+
 static void command(const char *line, char *answer, size_t size)
 {
-	struct timespec up;
 	unsigned n = 0;
 
 	pthread_mutex_lock(&g.lock);
@@ -256,14 +301,17 @@ static void command(const char *line, char *answer, size_t size)
 		g.rest = n;
 		g.hurry = true;
 		pthread_cond_broadcast(&g.changed);
-	} else if (strcmp(line, "status")) {
+	} else if (!strcmp(line, "gap")) {
+		snprintf(answer, size, "gap %lu\n", __atomic_exchange_n(&g.gap, 0, __ATOMIC_SEQ_CST) / 1000);
+		pthread_mutex_unlock(&g.lock);
+		return;
+	} else if (strcmp(line, "status") && !is_end(line)) {
 		snprintf(answer, size, "error: no such command\n");
 		pthread_mutex_unlock(&g.lock);
 		return;
 	}
-	clock_gettime(CLOCK_MONOTONIC, &up);
-	snprintf(answer, size, "passes %lu errors %lu filled %lu rewritten %lu disk %lu uptime %ld\n",
-		 g.passes, g.errors, g.nr_pages * PAGE_SIZE, g.rewritten, g.requests, (long)up.tv_sec);
+	snprintf(answer, size, "passes %lu errors %lu filled %lu rewritten %lu disk %lu uptime %lu\n",
+		 g.passes, g.errors, g.nr_pages * PAGE_SIZE, g.rewritten, g.requests, now_ns(CLOCK_MONOTONIC) / 1000000000);
 	pthread_mutex_unlock(&g.lock);
 }
 
@@ -312,6 +360,8 @@ static void serve(int port)
 			command(line, answer, sizeof(answer));
 			if (write(port, answer, strlen(answer)) < 0)
 				continue;	// the client has gone
+			if (is_end(line))
+				end(line);
 		}
 	}
 }
@@ -320,7 +370,7 @@ int main(void)
 {
 	char cmdline[4096] = "", disk[64] = "", *word;
 	int fd = open("/proc/cmdline", O_RDONLY), port;
-	unsigned depth = 64;
+	unsigned depth = 64, ticks = 0;
 
 	if (fd < 0 || read(fd, cmdline, sizeof(cmdline) - 1) < 0)
 		die("/proc/cmdline");
@@ -331,8 +381,12 @@ int main(void)
 		sscanf(word, "dirty=%u", &g.dirty);
 		sscanf(word, "rest=%u", &g.rest);
 		sscanf(word, "depth=%u", &depth);
+		sscanf(word, "tick=%u", &ticks);
 		sscanf(word, "disk=%63s", disk);
 	}
+	g.life = pattern_hash(now_ns(CLOCK_REALTIME));
+	if (ticks)
+		start_thread(tick, NULL);
 	fill(g.fill);
 	if (disk[0])
 		start_disk(disk, depth);

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash disable=SC2207 # what compgen prints has no spaces, but for file names, which mapfile takes
+# Completion of criu-vm(1) for bash. tests/docs.py holds the options against those of the binary.
+
+# A colon: a value follows.
+_criu_vm_common="--run-dir: --log-file: -o: --verbose -v --json --help -h"
+declare -A _criu_vm_options=(
+	[check]="--feature:"
+	[dump]="--tree: -t: --images-dir: -D:"
+	[restore]="--images-dir: -D: --name: --lazy-pages --fill --ram: --swap: --swap-sparse"
+	[stat]="--watch -w --prometheus"
+	[set]="--ram: --swap: --swap-sparse"
+	[lazy-pages]="--name: --swap: --images-dir: -D:"
+	[show]=""
+)
+
+# VMs that are recorded in the run directory, that of the line if it names one.
+_criu_vm_names() {
+	local dir=/run/criu-vm i
+
+	for ((i = 2; i < COMP_CWORD; i++)); do
+		[[ ${COMP_WORDS[i]} == --run-dir ]] || continue
+		dir=${COMP_WORDS[i + 1]}
+		[[ $dir != = ]] || dir=${COMP_WORDS[i + 2]}
+	done
+	compgen -d -- "${dir/#\~\//$HOME/}/$1" | sed 's|.*/||'
+}
+
+# compgen's -d: folders, -f: files.
+_criu_vm_files() {
+	compopt -o filenames 2>/dev/null
+	mapfile -t COMPREPLY < <(compgen "$1" -- "$2")
+}
+
+_criu_vm_value() {
+	local option=$1 word=$2
+
+	case $option in
+	--run-dir | --images-dir | -D) _criu_vm_files -d "$word" ;;
+	--log-file | -o | --swap) _criu_vm_files -f "$word" ;;
+	--feature) COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" check --feature '?' 2>&1 | sed 's/.*://')" -- "$word")) ;;
+	--tree | -t) COMPREPLY=($(compgen -W "$(pgrep qemu-system)" -- "$word")) ;;
+	--name) [[ ${COMP_WORDS[1]} == restore ]] || COMPREPLY=($(_criu_vm_names "$word")) ;;
+	esac
+}
+
+_criu_vm_argument() {
+	case ${COMP_WORDS[1]} in
+	stat | set) COMPREPLY=($(_criu_vm_names "$1")) ;;
+	show) _criu_vm_files -f "$1" ;;
+	dump) # a name, or a QMP socket
+		_criu_vm_files -f "$1"
+		COMPREPLY+=($(_criu_vm_names "$1"))
+		;;
+	esac
+}
+
+_criu_vm() {
+	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} options i
+
+	COMPREPLY=()
+	if ((COMP_CWORD == 1)); then
+		COMPREPLY=($(compgen -W "${!_criu_vm_options[*]} --help --version" -- "$word"))
+		return
+	fi
+	for ((i = 2; i < COMP_CWORD; i++)); do
+		[[ ${COMP_WORDS[i]} != -- ]] || return # what follows is QEMU's
+	done
+	if [[ $word == = ]]; then # bash takes --option=value apart
+		word=''
+	elif [[ $before == = ]]; then
+		before=${COMP_WORDS[COMP_CWORD - 2]}
+	fi
+	options="${_criu_vm_options[${COMP_WORDS[1]}]} $_criu_vm_common"
+	if [[ " $options " == *" $before: "* ]]; then
+		_criu_vm_value "$before" "$word"
+	elif [[ $word == -* ]]; then
+		COMPREPLY=($(compgen -W "${options//:/}" -- "$word"))
+	else
+		_criu_vm_argument "$word"
+	fi
+}
+
+complete -F _criu_vm criu-vm

@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""The life of a VM under its pager: take-over, trouble, pressure, ends. No wrong byte, nothing left.
+
+    life.py [-k SUBSTRING]... [-j N] [--keep] [--list] [--build DIR] [--criu-vm FILE] [--dir DIR]
+    life.py kills [--rounds N] [-t GUEST]...    pagers killed at random under guests with DMA; the pause that their ticker saw
+    life.py hog                                 the host swaps, and somebody takes all its memory
+    life.py idle                                the CPU time that a VM costs which does nothing
+
+Guests of zdtm's under TCG. `make faulty` builds the disk that misbehaves: it is looked for beside criu-vm.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import suite                                            # noqa: E402
+import life_takeover        # noqa: E402,F401; they register their tests
+import life_end             # noqa: E402,F401
+import life_trouble         # noqa: E402,F401
+import life_fence           # noqa: E402,F401
+import life_pressure        # noqa: E402,F401
+import life_long            # noqa: E402
+from life_rig import LifeRig                            # noqa: E402
+from misuse_rig import TESTS                            # noqa: E402
+
+SUITE_KILLS = (["memory-random", "disk"], 5)
+
+
+def main():
+    parser = suite.parser(__doc__)
+    parser.add_argument("command", nargs="?", choices=["kills", "hog", "idle"])
+    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="of kills, for each guest (100)")
+    parser.add_argument("-t", dest="guest", action="append", choices=life_long.BY_NAME, metavar="GUEST", help="to be killed under")
+    opts = parser.parse_args()
+    tests = {None: TESTS + life_long.kill_tests(*SUITE_KILLS), "kills": life_long.kill_tests(opts.guest, opts.rounds),
+             "hog": [("hog", life_long.hog)], "idle": [("idle", life_long.idle)]}
+    if opts.command:
+        opts.jobs = 1
+    return suite.run(opts, tests[opts.command], LifeRig)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

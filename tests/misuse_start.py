@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A restored QEMU that takes its time, or ends, before its monitor answers."""
+import os
+import shutil
+import signal
+import time
+
+from misuse_rig import Vm, cases, check, peer_pid, test, wait_for
+
+
+def asleep(rig, script):
+    """A checkpoint whose QEMU is this shell script when it is restored; {qemu} in it is the real one."""
+    qemu = f"{rig.tmp}/qemu-system-copy"
+    shutil.copy(shutil.which("qemu-system-x86_64"), qemu)
+    old = rig.checkpoint(qemu=qemu, args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
+    os.rename(qemu, f"{qemu}.real")
+    with open(qemu, "w", encoding="ascii") as f:
+        f.write("#!/bin/sh\n" + script.format(qemu=f"{qemu}.real", name=rig.name, tmp=rig.tmp))
+    os.chmod(qemu, 0o755)
+    return old
+
+
+def starts_asleep(rig):
+    """A restore, and its VM, whose QEMU has no monitor yet."""
+    old = asleep(rig, "echo $$ >{tmp}/pid; exec sleep 60\n")
+    restore = rig.start_criu_vm(*rig.restore_line())
+    return restore, Vm(old.dir, int(wait_for("the new QEMU", 10, lambda: rig.text_of(f"{rig.tmp}/pid").strip())))
+
+
+def starts_busy(rig):
+    """The same, but one of its threads has greeted, while its main thread, which takes commands, reads from a pipe."""
+    path = f"{rig.tmp}/blob"
+    with open(path, "wb"):
+        pass
+    old = rig.checkpoint(args=["-fw_cfg", f"name=opt/criu-vm/blob,file={path}"])
+    os.unlink(path)
+    os.mkfifo(path)
+    restore = rig.start_criu_vm(*rig.restore_line())
+
+    def reads():
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+    restore.pipe = wait_for("the new QEMU to read", 10, reads)
+    return restore, Vm(old.dir, peer_pid(f"{old.dir}/qmp.sock"))
+
+
+def runs_well(rig, vm, result):
+    rig.vms.append(vm)
+    check(not result.err, f"a complaint: {result}")
+    vm.runs_on()
+
+
+@test
+def start_late(rig):
+    """It is waited for with one connection: of several it would greet the dead ones first."""
+    old = asleep(rig, "sleep 1.2; grep -c /run/{name}/qmp.sock /proc/net/unix >{tmp}/sockets; exec {qemu} \"$@\"\n")
+    result = rig.criu_vm(*rig.restore_line()).check(0)
+    runs_well(rig, Vm(old.dir, peer_pid(f"{old.dir}/qmp.sock")), result)
+    sockets = rig.text_of(f"{rig.tmp}/sockets").strip()
+    check(sockets == "2", f"one that listens and one connection were expected, there are {sockets}")
+
+
+@test
+def start_busy(rig):
+    restore, vm = starts_busy(rig)
+    time.sleep(1.2)
+    os.close(restore.pipe)
+    runs_well(rig, vm, rig.end_criu_vm(restore).check(0))
+
+
+@cases(asleep_interrupted=(starts_asleep, signal.SIGINT), busy_interrupted=(starts_busy, signal.SIGINT),
+       asleep_killed=(starts_asleep, signal.SIGKILL), busy_killed=(starts_busy, signal.SIGKILL))
+def start_ended(rig, start, signum):
+    """Ctrl-C, or the end of QEMU: it is seen at once."""
+    restore, vm = start(rig)
+    time.sleep(0.8)
+    begin = time.monotonic()
+    os.kill(vm.pid if signum == signal.SIGKILL else restore.pid, signum)
+    rig.end_criu_vm(restore).check(1, "QEMU has ended" if signum == signal.SIGKILL else "interrupted")
+    check(time.monotonic() - begin < 5, f"seen after {time.monotonic() - begin:.1f} s")
+    rig.nothing_left()

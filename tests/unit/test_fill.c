@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// All that the page source has comes by itself, into memory and into the swap image, while a real process goes on.
+#include "engine_suite.h"
+
+#define BUDGET (16 * MiB)
+#define TARGET (4 * MiB)  // of free memory, at this budget
+#define RESERVE (1 * MiB)
+#define NR_CHUNKS 40
+#define NR_PAGES (NR_CHUNKS * 256)
+#define NR_MIXED (60 * 256) // pages of a VM of which only a part has the home SOURCE
+
+static void start_with(struct rig *r, uint64_t budget)
+{
+	rig_init(r, NR_PAGES, 0, budget);
+	rig_put(r, 0, NR_PAGES, PV_HOME_SOURCE);
+	rig_start(r);
+	pv_engine_run(r->e);
+}
+
+static void start(struct rig *r)
+{
+	start_with(r, BUDGET);
+}
+
+// Nothing is read from it any more: the rig would notice.
+static void expect_source_gone(struct rig *r)
+{
+	struct pv_stats s;
+
+	if (!rig_until(r, r->source_gone, RIG_PATIENCE_MS))
+		ck_abort_msg("%lu pages are still with the source, trouble: %s", rig_stats(r).source,
+			     rig_stats(r).trouble ? rig_stats(r).trouble : "none");
+	s = rig_stats(r);
+	ck_assert_uint_eq(s.source + s.remote + s.filling, 0);
+	for (size_t i = 0; i < r->nr_chunks; i++)
+		for (unsigned page = 0; page < PV_CHUNK_PAGES; page++)
+			ck_assert_int_ne(pv_page_home(&r->pages[i], page), PV_HOME_SOURCE);
+}
+
+static void fill(struct rig *r)
+{
+	pv_fill_begin(r->e);
+	expect_source_gone(r);
+}
+
+static void expect_nothing_out(const struct rig *r)
+{
+	struct pv_stats s = rig_stats(r);
+
+	ck_assert_uint_eq(s.out_written + s.out_clean + s.out_zero + s.chunks_out + s.drains + r->drains, 0);
+}
+
+static void write_and_verify_all(struct rig *r)
+{
+	rig_do(r, 0, GUEST_WRITE, 0, r->g->nr_pages);
+	verify_all(r);
+}
+
+START_TEST(into_memory)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	start_with(&r, NR_PAGES * PAGE_SIZE);
+	ck_assert_uint_eq(rig_stats(&r).source, NR_PAGES);
+	fill(&r);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.filled_memory, NR_PAGES);
+	ck_assert_uint_eq(s.filled_swap + s.in_source + s.faults, 0);
+	ck_assert_uint_eq(s.queue[0], NR_CHUNKS); // as cold as can be
+	ck_assert_uint_eq(rig_memory(&r), NR_PAGES * PAGE_SIZE);
+	rig_do(&r, 0, GUEST_VERIFY, 0, NR_PAGES);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.faults, NR_CHUNKS); // each chunk's first touch, and no more
+	ck_assert_uint_eq(s.queue[0], 0);
+	write_and_verify_all(&r);
+	expect_nothing_out(&r);
+	rig_end(&r);
+}
+END_TEST
+
+START_TEST(into_memory_and_swap)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	start(&r);
+	fill(&r);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.filled_memory + s.filled_swap, NR_PAGES);
+	ck_assert_uint_eq(s.filled_memory, (BUDGET - TARGET - RESERVE) / PAGE_SIZE);
+	ck_assert_uint_eq(s.swapped, s.filled_swap);
+	expect_nothing_out(&r);
+	ck_assert_uint_le(r.most, BUDGET - TARGET - RESERVE);
+	verify_all(&r);
+	write_and_verify_all(&r);
+	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
+	verify_all(&r);
+	ck_assert_uint_le(r.most, BUDGET);
+	rig_end(&r);
+}
+END_TEST
+
+// What the guest has brought in itself, and what is on standby, needs the source no longer either; nothing moves for that.
+START_TEST(what_is_in_memory)
+{
+	struct pv_stats before, s;
+	struct rig r;
+
+	start(&r);
+	rig_do(&r, 0, GUEST_VERIFY, 0, NR_PAGES);
+	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, RIG_PATIENCE_MS));
+	before = rig_stats(&r);
+	ck_assert(before.standby && before.resident > before.standby && before.remote);
+	ck_assert_uint_eq(before.source, NR_PAGES);
+	fill(&r);
+	s = rig_stats(&r);
+	ck_assert_uint_eq(s.standby, before.standby);
+	ck_assert_uint_eq(s.chunks_out, before.chunks_out);
+	ck_assert_uint_eq(s.out_written, 0);
+	ck_assert_uint_eq(s.filled_swap, before.remote + before.standby);
+	ck_assert_uint_eq(s.filled_memory, 0); // there is no room
+	verify_all(&r);
+	write_and_verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// Pages of all homes in two blocks; the guest does whatever it likes while the rest comes.
+static void torture(struct rig *r, bool dma)
+{
+	rig_init(r, 36 * 256 + 12, 23 * 256 + 244, BUDGET);
+	r->g->zeros = false; // some are given back at the very moment in which their chunk is zapped
+	rig_put(r, 0, 2000, PV_HOME_NONE);
+	rig_put(r, 2000, 2000, PV_HOME_SWAP);
+	rig_put(r, 4000, NR_MIXED - 4100, PV_HOME_SOURCE);
+	r->vcpu[0] = r->vcpu[1] = true;
+	rig_start(r);
+	pv_engine_run(r->e);
+	for (size_t i = 0; i < GUEST_WORKERS; i++)
+		rig_order(r, i, dma && i == 3 ? GUEST_DMA : GUEST_RANDOM, 0, 0);
+	rig_pass(r, 200);
+	pv_fill_begin(r->e);
+	ck_assert(rig_until(r, r->source_gone, RIG_PATIENCE_MS));
+	rig_pass(r, 500);
+	r->g->stop = true;
+	rig_finish(r);
+	r->g->stop = false;
+}
+
+START_TEST(under_load)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	torture(&r, _i);
+	s = rig_stats(&r);
+	ck_assert(s.filled_swap && s.in_source && s.out_written && s.discarded && s.chunks_rescued);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
+static struct pv_source_read *first_read(const struct rig *r)
+{
+	return list_first(&r->source_queue, struct pv_source_read, link);
+}
+
+// The read that waits longest is answered, and those that follow it begin. Which chunk was it?
+static uint64_t answer_one(struct rig *r)
+{
+	struct pv_source_read *rd = first_read(r);
+	uint64_t chunk = rd->chunk;
+
+	list_remove(&rd->link);
+	rig_source_answer(r, rd);
+	rig_pass(r, 20);
+	return chunk;
+}
+
+START_TEST(order)
+{
+	const uint64_t touched[] = { 30, 8, 20 };
+	uint64_t came[NR_CHUNKS];
+	struct rig r;
+
+	start_with(&r, NR_PAGES * PAGE_SIZE);
+	for (size_t i = 0; i < ARRAY_SIZE(touched); i++)
+		rig_do(&r, 0, GUEST_VERIFY, touched[i] * 256 + 100, 1);
+	rig_pass(&r, 20); // no longer busy
+	r.source_hold = true;
+	pv_fill_begin(r.e);
+	rig_pass(&r, 20);
+	for (size_t i = 0; i < NR_CHUNKS; i++) {
+		ck_assert(!list_empty(&r.source_queue));
+		came[i] = answer_one(&r);
+	}
+	for (size_t i = 0; i < 3; i++)
+		ck_assert_uint_eq(came[i], touched[2 - i]); // the hottest first
+	for (size_t i = 4; i < 10; i++) // one had to be chosen before the others were there
+		ck_assert(came[i] == 7 || came[i] == 9 || came[i] == 19 || came[i] == 21 || came[i] == 29 || came[i] == 31);
+	for (size_t i = 11; i < NR_CHUNKS; i++)
+		ck_assert_uint_gt(came[i], came[i - 1]);
+	expect_source_gone(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// Few at a time, fewer while the guest is paging, none while a fault waits for memory.
+START_TEST(demand_comes_first)
+{
+	struct rig r;
+
+	start(&r);
+	r.source_hold = true;
+	pv_fill_begin(r.e);
+	rig_pass(&r, 50);
+	ck_assert_ptr_eq(first_read(&r)->link.next->next->next->next, &r.source_queue); // four
+	r.source_hold = false;
+	expect_source_gone(&r);
+	rig_end(&r);
+
+	start(&r);
+	r.source_hold = true;
+	rig_order(&r, 0, GUEST_VERIFY, NR_PAGES - 1, 1);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	pv_fill_begin(r.e);
+	r.more = pv_balance(r.e);
+	ck_assert_ptr_eq(first_read(&r)->link.next->next, &r.source_queue); // its, and one more
+	r.source_hold = false;
+	rig_finish(&r);
+	expect_source_gone(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// Memory is full, so that a fill goes to swap; the reads of that are held. All of `chunk` is remote.
+static void hold_a_copy(struct rig *r, uint64_t chunk)
+{
+	start(r);
+	rig_do(r, 0, GUEST_WRITE, 0, BUDGET / PAGE_SIZE);
+	ck_assert(rig_until(r, !rig_stats(r).page_out_under_way, RIG_PATIENCE_MS));
+	rig_do(r, 1, GUEST_VERIFY, chunk * 256, 1);
+	r->source_hold = true;
+	rig_pass(r, 20);
+	pv_fill_begin(r->e);
+	ck_assert(rig_until(r, !list_empty(&r->source_queue), 2000));
+	ck_assert_uint_eq(first_read(r)->chunk, chunk);
+	ck_assert_ptr_ne(first_read(r)->dest, rig_page(r, chunk * 256)); // not to memory
+}
+
+static void finish_held(struct rig *r)
+{
+	r->source_hold = false;
+	rig_finish(r);
+	expect_source_gone(r);
+	verify_all(r);
+	write_and_verify_all(r);
+	rig_end(r);
+}
+
+// A chunk on its way into the swap image is as near to the guest as before.
+START_TEST(demand_in_a_chunk_being_copied)
+{
+	struct pv_source_read *last;
+	struct rig r;
+
+	hold_a_copy(&r, 30);
+	for (unsigned i = 0; i < 3; i++) {
+		rig_order(&r, 0, i == 0 ? GUEST_VERIFY : i == 1 ? GUEST_WRITE : GUEST_DISCARD, 30 * 256 + 100 + i * 40, 8);
+		if (i < 2) {
+			ck_assert(rig_until(&r, list_entry(r.source_queue.prev, struct pv_source_read, link)->dest == rig_page(&r, 30 * 256), 2000));
+			last = list_entry(r.source_queue.prev, struct pv_source_read, link);
+			list_remove(&last->link);
+			rig_source_answer(&r, last);
+		}
+		rig_finish(&r);
+	}
+	ck_assert_uint_eq(rig_stats(&r).filled_swap, 0);
+	finish_held(&r);
+}
+END_TEST
+
+// A write-out of a chunk that is being copied: older data could land on newer. There is none.
+START_TEST(no_page_out_of_a_chunk_being_copied)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	hold_a_copy(&r, 30);
+	r.source_hold = false; // for one that comes on demand
+	rig_order(&r, 0, GUEST_WRITE, 30 * 256, 2);
+	while (r.source_queue.prev == r.source_queue.next || first_read(&r)->chunk == 30) {
+		struct pv_source_read *rd = list_entry(r.source_queue.prev, struct pv_source_read, link);
+
+		if (rd->dest == rig_page(&r, 30 * 256)) {
+			list_remove(&rd->link);
+			rig_source_answer(&r, rd);
+			break;
+		}
+		r.source_hold = true;
+		rig_round(&r);
+	}
+	rig_finish(&r);
+	s = rig_stats(&r);
+	for (unsigned i = 0; i < 3; i++) // by what is in memory, or in swap
+		rig_do(&r, 1, GUEST_WRITE, 0, BUDGET / PAGE_SIZE);
+	ck_assert_uint_gt(rig_stats(&r).chunks_out, s.chunks_out + 16);
+	ck_assert(bitmap_test(r.pages[30].valid, 0) && bitmap_test(r.pages[30].valid, 1));
+	finish_held(&r);
+}
+END_TEST
+
+START_TEST(source_error)
+{
+	struct rig r;
+
+	quiet();
+	if (_i)
+		hold_a_copy(&r, 30);
+	else
+		start(&r);
+	r.source_errors = 3;
+	r.source_hold = false;
+	pv_fill_begin(r.e);
+	ck_assert(rig_until(&r, r.source_errors < 3, 2000));
+	expect_trouble(&r, "the test's source fails", -EIO, 0);
+	rig_order(&r, 1, GUEST_VERIFY, NR_PAGES - 300, 300); // who asks is told apart, and comes to his right
+	finish_held(&r);
+}
+END_TEST
+
+// The guest waits for a page that is on its way into memory, and does not come.
+START_TEST(wanted_page_does_not_come)
+{
+	struct rig r;
+
+	quiet();
+	start(&r);
+	r.source_hold = true;
+	pv_fill_begin(r.e);
+	rig_pass(&r, 20);
+	ck_assert_ptr_eq(first_read(&r)->dest, rig_page(&r, first_read(&r)->chunk * 256));
+	rig_order(&r, 0, GUEST_VERIFY, first_read(&r)->chunk * 256 + 50, 3);
+	rig_pass(&r, 20);
+	ck_assert_uint_eq(r.g->worker[0].touched, 0);
+	r.source_errors = 1;
+	r.source_hold = false;
+	rig_finish(&r);
+	finish_held(&r);
+}
+END_TEST
+
+START_TEST(write_error)
+{
+	int good, bad;
+	struct rig r;
+
+	hold_a_copy(&r, 30);
+	good = r.swap.fd;
+	r.swap.fd = bad = broken_swap(&r, O_RDONLY);
+	r.source_hold = false;
+	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
+	rig_pass(&r, 700); // a second attempt has failed, too
+	ck_assert_uint_gt(rig_stats(&r).writes_failed, 1);
+	expect_trouble(&r, "the swap image cannot be written", -EBADF, 700);
+	ck_assert(rig_stats(&r).filling);
+	rig_do(&r, 0, GUEST_VERIFY, 30 * 256, 256); // it is no worse for that
+	r.swap.fd = good;
+	expect_source_gone(&r);
+	ck_assert_ptr_null(rig_stats(&r).trouble);
+	finish_held(&r);
+	close(bad);
+}
+END_TEST
+
+// What the guest gives back while it comes is not there when it has come.
+START_TEST(discards)
+{
+	struct rig r;
+
+	if (_i)
+		hold_a_copy(&r, 30);
+	else
+		start(&r);
+	r.source_hold = true;
+	pv_fill_begin(r.e);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	for (const struct list *node = r.source_queue.next; node != &r.source_queue; node = node->next) {
+		uint64_t chunk = list_entry(node, const struct pv_source_read, link)->chunk;
+
+		rig_do(&r, 0, GUEST_DISCARD, chunk * 256 + 30, 100);
+		rig_do(&r, 0, GUEST_WRITE, chunk * 256 + 50, 10); // and is something else now
+	}
+	finish_held(&r);
+}
+END_TEST
+
+// The source is needed as long as something is read from it, wanted or not.
+START_TEST(time_makes_it_so)
+{
+	struct rig r;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, 256, 256, PV_HOME_SOURCE);
+	r.source_hold = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	rig_order(&r, 0, GUEST_VERIFY, 300, 1);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	rig_order(&r, 1, GUEST_DISCARD, 256, 256);
+	ck_assert(rig_until(&r, !rig_stats(&r).source, 2000));
+	rig_pass(&r, 200);
+	ck_assert(!r.source_gone);
+	r.source_hold = false;
+	rig_finish(&r);
+	expect_source_gone(&r);
+	pv_fill_begin(r.e); // nothing to do
+	ck_assert(!rig_stats(&r).filling);
+	rig_end(&r);
+}
+END_TEST
+
+// A pager ends in the middle of it, another one goes on.
+START_TEST(next_engine)
+{
+	struct rig r;
+
+	start(&r);
+	pv_fill_begin(r.e);
+	for (unsigned i = 0; i < 4; i++) {
+		ck_assert(rig_until(&r, rig_stats(&r).filled_memory + rig_stats(&r).filled_swap, 2000));
+		r.source_hold = true;
+		rig_order(&r, 0, GUEST_WRITE, i * 3000, 500);
+		ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+		replace_engine(&r);
+		mm_uffd_wake(r.plant.uffd, r.block[0].hva, r.block[0].len);
+		pv_fill_begin(r.e);
+		r.source_hold = false;
+		rig_finish(&r);
+	}
+	finish_held(&r);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("fill");
+
+	add(s, into_memory, 1);
+	add(s, into_memory_and_swap, 1);
+	add(s, what_is_in_memory, 1);
+	add(s, under_load, 2);
+	add(s, order, 1);
+	add(s, demand_comes_first, 1);
+	add(s, demand_in_a_chunk_being_copied, 1);
+	add(s, no_page_out_of_a_chunk_being_copied, 1);
+	add(s, source_error, 2);
+	add(s, wanted_page_does_not_come, 1);
+	add(s, write_error, 1);
+	add(s, discards, 2);
+	add(s, time_makes_it_so, 1);
+	add(s, next_engine, 1);
+	return run(s);
+}
