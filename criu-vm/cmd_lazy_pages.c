@@ -85,6 +85,8 @@ static int be(const struct lazy_pages_opts *o, struct run_dir *rd)
 	} else {
 		take_lock(rd, o->lock_fd);
 		r = o->bury ? supervisor_bury(rd, atoi(o->bury)) : vm_pager_run(rd, o->launch_fd);
+		if (!o->bury && r == CMD_OK && !run_dir_is_held(rd, "supervisor")) // which would do it
+			r = supervisor_bury(rd, -1);
 	}
 	run_dir_close(rd);
 	return r;

@@ -118,7 +118,8 @@ static int change_budget(const struct set_args *a, const struct run_dir *rd, con
 	}
 	if (!r)
 		r = ask_pager(a, rd, &with, budget);
-	if (r && with.swap_token && !pv_swap_find(with.swap_path, len, with.swap_token, &swap))
+	// Not if the pager has it after all.
+	if (r && with.swap_token && !pv_swap_open(with.swap_path, len, with.swap_token, with.swap_sparse, &swap))
 		swap_registry_destroy_image(a->name, &swap);
 	vm_state_fini(&with);
 	return r;

@@ -230,13 +230,15 @@ void launch_abort(struct launch *l)
 		syscall(SYS_pidfd_send_signal, l->qemu_pidfd, SIGKILL, NULL, 0);
 	if (l->fd >= 0)
 		close(l->fd);
-	if (l->supervisor > 0)
+	if (l->qemu_pidfd >= 0 && !poll(&(struct pollfd){ .fd = l->qemu_pidfd, .events = POLLIN }, 1, QEMU_END_TIMEOUT_MS)) {
+		log_err("QEMU, pid %d, was killed and does not end; does it wait for a disk? Its supervisor %d removes the rest when it has",
+			l->qemu, l->supervisor);
+	} else if (l->supervisor > 0) {
 		while (waitpid(l->supervisor, NULL, 0) < 0 && errno == EINTR)
 			;
-	if (l->qemu_pidfd >= 0) {
-		poll(&(struct pollfd){ .fd = l->qemu_pidfd, .events = POLLIN }, 1, QEMU_END_TIMEOUT_MS);
-		close(l->qemu_pidfd);
 	}
+	if (l->qemu_pidfd >= 0)
+		close(l->qemu_pidfd);
 	*l = LAUNCH_NONE;
 }
 

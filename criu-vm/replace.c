@@ -108,6 +108,20 @@ static int ask_pager(struct replacing *p)
 	return r;
 }
 
+static int replace_serving(struct replacing *p)
+{
+	int r = 0;
+
+	if (!run_dir_is_held(p->rd, "supervisor")) // its first pager waits for the lock until this one has left
+		r = supervisor_start(p->rd, &p->state);
+	for (unsigned i = 0; !r && !run_dir_is_held(p->rd, "supervisor"); i++) {
+		if (i * LOOK_US > 1000UL * ASK_TIMEOUT_MS)
+			r = -ETIMEDOUT;
+		usleep(LOOK_US);
+	}
+	return r ? r : ask_pager(p);
+}
+
 static int replace_string(char **to, const char *s)
 {
 	char *copy = s ? strdup(s) : NULL;
@@ -138,13 +152,13 @@ static int start_pager(struct replacing *p)
 {
 	int r;
 
-	if (flock(p->rd->fd, LOCK_EX | LOCK_NB) < 0) {
+	if (run_dir_lock(p->rd)) {
 		log_err("VM '%s' is being restored, or its pager is starting; try again", p->rd->name);
 		return -EBUSY;
 	}
 	r = prepare(p);
 	flock(p->rd->fd, LOCK_UN);
-	return r || run_dir_is_held(p->rd, "supervisor") ? r : supervisor_start(p->rd, p->state.log);
+	return r || run_dir_is_held(p->rd, "supervisor") ? r : supervisor_start(p->rd, &p->state);
 }
 
 static int wait_until_served(const struct replacing *p)
@@ -202,7 +216,7 @@ int replace_pager(const struct replace_opts *o, struct run_dir *rd)
 	if (!r && !(r = find_exe(&p)) && !(r = check_swap(&p)) && !(r = check_images(&p))) {
 		p.old_pager = pager_pid(&p, &trouble, &answer);
 		json_decref(answer);
-		r = p.old_pager ? ask_pager(&p) : start_pager(&p);
+		r = p.old_pager ? replace_serving(&p) : start_pager(&p);
 	}
 	if (!r && p.swap)
 		swap_registry_add(rd->name, p.swap, p.state.swap_token);

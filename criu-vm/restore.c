@@ -125,7 +125,8 @@ static void remove_run_dir(void *ctx)
 {
 	struct restore *r = ctx;
 
-	run_dir_destroy(&r->rd);
+	if (r->rd.fd >= 0 && !run_dir_lock(&r->rd)) // else it is being removed
+		run_dir_destroy(&r->rd);
 }
 
 // What is allocated from here on, by this command too, is the VM's.

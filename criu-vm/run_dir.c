@@ -24,6 +24,8 @@
 #include "util/log.h"
 
 #define RECLAIM_WAITS 100
+#define LOCK_TRIES 20
+#define LOCK_WAIT_US 5000
 #define RECLAIM_WAIT_US 100000
 
 bool run_dir_name_ok(const char *name)
@@ -99,8 +101,44 @@ bool run_dir_is_locked(const struct run_dir *rd)
 bool run_dir_is_held(const struct run_dir *rd, const char *file)
 {
 	_cleanup_close_ int fd = openat(rd->fd, file, O_RDONLY | O_CLOEXEC);
+	struct flock l = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
 
-	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0;
+	return fd >= 0 && !fcntl(fd, F_OFD_GETLK, &l) && l.l_type != F_UNLCK;
+}
+
+int run_dir_hold(const struct run_dir *rd, const char *file)
+{
+	_cleanup_close_ int fd = openat(rd->fd, file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+	if (fd < 0 || fcntl(fd, F_OFD_SETLK, &l) < 0)
+		return -errno;
+	return steal_fd(&fd);
+}
+
+// Somebody may just be looking whether it is locked.
+static int try_lock(int fd)
+{
+	for (unsigned i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+		if (errno != EWOULDBLOCK || i == LOCK_TRIES)
+			return -errno;
+		usleep(LOCK_WAIT_US);
+	}
+	return 0;
+}
+
+int run_dir_lock(const struct run_dir *rd)
+{
+	return try_lock(rd->fd);
+}
+
+void run_dir_let_go(struct run_dir *rd)
+{
+	int fd = open(rd->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (rd->fd >= 0)
+		close(rd->fd);
+	rd->fd = fd;
 }
 
 bool run_dir_has(const struct run_dir *rd, const char *file)
@@ -127,10 +165,10 @@ int run_dir_mark(const struct run_dir *rd, const char *file, const char *text)
 	return r;
 }
 
-// A pager that cleans up after its VM holds the lock a little longer.
+// A pager that cleans up after its VM holds the lock a little longer. If not in use, it is locked.
 static bool in_use(const struct run_dir *rd, const struct vm_state *s)
 {
-	for (unsigned i = 0; run_dir_is_locked(rd); i++) {
+	for (unsigned i = 0; run_dir_lock(rd); i++) {
 		if (i == RECLAIM_WAITS || !s->qemu || vm_state_qemu_alive(s, NULL))
 			return true;
 		usleep(RECLAIM_WAIT_US);
@@ -195,8 +233,8 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd)
 		return r;
 	}
 	rd->fd = open(rd->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (rd->fd < 0 || flock(rd->fd, LOCK_EX | LOCK_NB) < 0) {
-		r = -errno;
+	r = rd->fd < 0 ? -errno : run_dir_lock(rd);
+	if (r) {
 		log_err("cannot lock %s: %s", rd->path, strerror(-r));
 		rmdir(rd->path);
 		run_dir_close(rd);

@@ -72,13 +72,19 @@ int run_dir_create(const char *root, const char *name, struct run_dir *rd);
 int run_dir_open(const char *root, const char *name, struct run_dir *rd);
 // A pager has it locked.
 bool run_dir_is_locked(const struct run_dir *rd);
-// A process holds the lock of RUN_DIR/NAME/FILE.
+// Locks it, unless another process has it locked. 0 or -errno.
+int run_dir_lock(const struct run_dir *rd);
+// The lock is others' from now on, who have the same descriptor.
+void run_dir_let_go(struct run_dir *rd);
+// Makes and locks RUN_DIR/NAME/FILE, for as long as the descriptor that is returned, or any copy of it, is open. -errno: another
+// process has it.
+int run_dir_hold(const struct run_dir *rd, const char *file);
 bool run_dir_is_held(const struct run_dir *rd, const char *file);
 // Small files that say something by being there, and by their text; written whole or not at all. -errno, logged.
 int run_dir_mark(const struct run_dir *rd, const char *file, const char *text);
 bool run_dir_has(const struct run_dir *rd, const char *file);
 void run_dir_close(struct run_dir *rd);
-// Deletes it, and the swap image that its state names. Closes.
+// Deletes it, the swap image that its state names, and the control group. It is locked by the caller. Closes.
 void run_dir_destroy(struct run_dir *rd);
 // RUN_DIR/NAME/FILE. Returns buf.
 const char *run_dir_file(const struct run_dir *rd, const char *file, char *buf, size_t size);
@@ -92,7 +98,8 @@ int vm_state_load(const struct run_dir *rd, struct vm_state *s);
 void vm_state_fini(struct vm_state *s);
 // Notes the swap image of the VM. -ENOMEM.
 int vm_state_set_swap(struct vm_state *s, const struct pv_swap *swap);
-// Is the QEMU of this state alive? *pidfd (if not NULL) is then the caller's.
+// Is the QEMU of this state alive? Yes if that cannot be told. *pidfd (if not NULL) is then the caller's; -1: it could not be
+// opened.
 bool vm_state_qemu_alive(const struct vm_state *s, int *pidfd);
 
 // The page table. create: a new one, of zeros. Unmap with munmap(pages, nr_chunks * sizeof).

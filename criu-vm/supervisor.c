@@ -133,10 +133,10 @@ int supervisor_run(const struct run_dir *rd, pid_t qemu, int launch_fd, int lock
 {
 	struct supervisor s = { .rd = rd, .qemu = qemu, .qemu_status = -1, .launch_fd = launch_fd, .lock_fd = lock_fd };
 	char status[12], fd[12], *bury[] = { "--bury", status, "--lock-fd", fd, NULL };
-	int lock = openat(rd->fd, "supervisor", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	int held = run_dir_hold(rd, "supervisor");
 
-	if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0) {
-		log_err("VM '%s' has a supervisor already, or %s cannot be written: %s", rd->name, rd->path, strerror(errno));
+	if (held < 0) {
+		log_err("VM '%s' has a supervisor already, or %s cannot be written: %s", rd->name, rd->path, strerror(-held));
 		return CMD_FAILED;
 	}
 	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
@@ -153,14 +153,15 @@ int supervisor_run(const struct run_dir *rd, pid_t qemu, int launch_fd, int lock
 	return CMD_FAILED;
 }
 
-static void __attribute__((noreturn)) be_supervisor(const struct run_dir *rd, const char *log)
+static void __attribute__((noreturn)) be_supervisor(const struct run_dir *rd, const struct vm_state *s)
 {
 	_cleanup_close_ int in = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	_cleanup_close_ int out = log ? open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+	_cleanup_close_ int out = s->log ? open(s->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
 	char *more[] = { "--supervise", NULL };
 
 	setsid();
 	cmd_ignore_signals();
+	cgroup_enter(&s->cgroup, 0); // out of the one of who has called us
 	dup2(in, STDIN_FILENO);
 	dup2(out >= 0 ? out : in, STDOUT_FILENO);
 	dup2(out >= 0 ? out : in, STDERR_FILENO);
@@ -170,14 +171,14 @@ static void __attribute__((noreturn)) be_supervisor(const struct run_dir *rd, co
 	_exit(CMD_FAILED);
 }
 
-int supervisor_start(const struct run_dir *rd, const char *log)
+int supervisor_start(const struct run_dir *rd, const struct vm_state *s)
 {
 	pid_t pid = fork();
 	int status, r;
 
 	if (!pid) { // and once more: it is nobody's child whom we started
 		if (fork() == 0)
-			be_supervisor(rd, log);
+			be_supervisor(rd, s);
 		_exit(0);
 	}
 	if (pid > 0 && waitpid(pid, &status, 0) == pid)
@@ -191,8 +192,17 @@ int supervisor_bury(struct run_dir *rd, int status)
 {
 	_cleanup_free_ char *reason = NULL;
 	char path[PATH_MAX], how[80];
+	struct vm_state s;
+	bool alive;
 	size_t len;
 
+	vm_state_load(rd, &s);
+	alive = vm_state_qemu_alive(&s, NULL);
+	vm_state_fini(&s);
+	if (alive) { // whatever made somebody think otherwise
+		log_err("QEMU has not ended; its VM is left as it is");
+		return CMD_ATTENTION;
+	}
 	if (io_read_file(run_dir_file(rd, "reason", path, sizeof path), PATH_MAX, &reason, &len))
 		reason = NULL;
 	if (run_dir_has(rd, "running"))

@@ -20,7 +20,7 @@
 int supervisor_run(const struct run_dir *rd, pid_t qemu, int launch_fd, int lock_fd);
 
 // Starts a supervisor that outlives the caller, for a VM that has lost its own. 0 or -errno, logged.
-int supervisor_start(const struct run_dir *rd, const char *log);
+int supervisor_start(const struct run_dir *rd, const struct vm_state *s);
 
 // Removes all that criu-vm had made for a VM whose QEMU has ended, and writes to the log how it ended. status: as of waitpid(), or
 // -1 if nobody knows. rd is locked by the caller. An enum cmd_exit.

@@ -30,8 +30,10 @@
 
 #define MONITOR_TIMEOUT_MS 30000
 #define REOPEN_AFTER_MS 500
+#define FIRST_RETRY_NS (10 * NSEC_PER_MSEC) // the dead one's last I/O lets go of its files only just after the fence
 #define RETRY_NS NSEC_PER_SEC
 #define MAX_VCPUS 1024
+#define MARK_CONT "cont" // in the file "running": was said, or is about to be
 
 enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE };
 
@@ -52,6 +54,7 @@ struct vm_pager {
 	int opened[2];   // a byte when the monitor thread is done
 	bool started;    // the VM is its own
 	bool guest_runs, draining;
+	bool cont_due; // nobody knows whether the last pager has said it
 	char waits_for[256];
 };
 
@@ -117,10 +120,10 @@ static void images_done(void *ctx)
 
 static void say_running(struct vm_pager *v)
 {
+	run_dir_mark(v->rd, "running", "");
 	if (v->started)
 		return;
 	v->started = true;
-	run_dir_mark(v->rd, "running", "");
 	launch_send(v->launch_fd, "running");
 	loop_cancel(lp_pager_loop(v->lp), &v->launch_op);
 	fill(v);
@@ -128,9 +131,17 @@ static void say_running(struct vm_pager *v)
 
 static void cannot_start(struct vm_pager *v, const char *why)
 {
+	unlinkat(v->rd->fd, "running", 0);
 	log_err("the VM cannot start: %s", why);
 	launch_send(v->launch_fd, "error the VM cannot start: %s", why);
 	lp_pager_stop(v->lp, -ECANCELED);
+}
+
+// The VM may run from now on; a pager that follows us before we know says it once more.
+static void say_cont(struct vm_pager *v)
+{
+	if (run_dir_mark(v->rd, "running", MARK_CONT) || qmp_send(v->qmp, "cont", NULL, REQUEST_CONT))
+		cannot_start(v, "its monitor is closed");
 }
 
 static void reply_received(struct vm_pager *v, const struct qmp_msg *m)
@@ -143,6 +154,11 @@ static void reply_received(struct vm_pager *v, const struct qmp_msg *m)
 		lp_pager_drained(v->lp, m->ok ? 0 : -EIO);
 		break;
 	case REQUEST_CONT:
+		v->cont_due = false;
+		if (!m->ok && v->started) {
+			log_err("the VM does not go on: %s", m->text);
+			break;
+		}
 		if (!m->ok) {
 			cannot_start(v, m->text);
 			break;
@@ -225,6 +241,15 @@ static void remember_vcpus(struct vm_pager *v, const struct monitor_thread *m)
 	run_dir_mark(v->rd, "vcpus", text);
 }
 
+static bool cont_is_due(const struct vm_pager *v)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[PATH_MAX];
+	size_t len;
+
+	return !io_read_file(run_dir_file(v->rd, "running", path, sizeof path), PATH_MAX, &text, &len) && !strcmp(text, MARK_CONT);
+}
+
 static void recall_vcpus(struct vm_pager *v)
 {
 	_cleanup_free_ char *text = NULL;
@@ -254,8 +279,11 @@ static void monitor_opened(struct loop_op *op, int res)
 	if (m->err == -ESRCH) {
 		// QEMU has ended, and so does the loop.
 	} else if (v->started && m->err) {
-		log_err("QEMU's monitor does not answer; nothing can be paged out any more");
-		// Page-out stays as it is; a take-over, or the end of the VM, is what is left.
+		log_err("QEMU's monitor does not answer; nothing can be paged out until it does");
+		qmp_close(v->qmp);
+		v->qmp = NULL;
+		if (start_monitor(v, true))
+			log_err("cannot open QEMU's monitor again; nothing can be paged out any more");
 	} else if (m->err || lp_pager_set_vcpus(v->lp, m->vcpus, m->nr_vcpus)) {
 		cannot_start(v, "its monitor does not answer");
 	} else {
@@ -266,11 +294,13 @@ static void monitor_opened(struct loop_op *op, int res)
 		lp_pager_release(v->lp);
 		if (v->started) {
 			log_info("QEMU's monitor is open%s", m->again ? " again" : "");
+			if (v->cont_due)
+				say_cont(v);
 			fill(v);
-		} else if (!v->state.run) {
+		} else if (v->state.run) {
+			say_cont(v);
+		} else {
 			say_running(v);
-		} else if (qmp_send(v->qmp, "cont", NULL, REQUEST_CONT)) {
-			cannot_start(v, "its monitor is closed");
 		}
 	}
 	free(m);
@@ -420,35 +450,46 @@ static int take_swap(struct vm_pager *v, const json_t *request)
 	take_string(request, "swap", &v->state.swap_path);
 	take_string(request, "swap_token", &v->state.swap_token);
 	v->state.swap_sparse = json_is_true(json_object_get(request, "swap_sparse"));
-	if (v->state.swap_path && v->state.swap_token && !open_swap(v))
-		return 0;
+	return v->state.swap_path && v->state.swap_token ? open_swap(v) : -EINVAL;
+}
+
+static void give_swap_up(struct vm_pager *v)
+{
+	pv_swap_close(&v->swap);
 	free(v->state.swap_path);
-	v->state.swap_path = NULL;
-	return -EINVAL;
+	free(v->state.swap_token);
+	v->state.swap_path = v->state.swap_token = NULL;
 }
 
 static json_t *set(struct vm_pager *v, const json_t *request)
 {
-	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram"));
+	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram")), old = v->state.budget;
+	bool had_swap = v->swap.fd >= 0;
 	char want[16], least[16];
+	int r;
 
 	if (!v->state.paging)
 		return answer_error("all of its memory is plain memory: it was restored without --ram and --lazy-pages");
 	if (ram < pv_min_budget(v->state.ram))
 		return answer_error("%s is too little for this VM: it needs %s at least, so that I/O in flight and page-outs have room",
 				    size_format(ram, want), size_format(pv_min_budget(v->state.ram), least));
-	ram = ram < v->state.ram ? ram : v->state.ram;
-	if (take_swap(v, request))
-		return answer_error("its new swap image cannot be opened: %s", log_last_error());
-	if (ram < v->state.ram && v->swap.fd < 0)
-		return answer_error("it has no swap image");
-	if (lp_pager_set_budget(v->lp, ram))
-		return answer_error("it does not serve yet");
-	v->state.budget = ram;
-	if (vm_state_save(v->rd, &v->state))
-		return answer_error("%s", log_last_error());
-	log_info("the budget is %s now", size_format(ram, want));
-	return json_pack("{s:I}", "budget", (json_int_t)ram);
+	if (!lp_pager_serves(v->lp))
+		return answer_error("its pager does not serve yet; criu-vm stat tells what it waits for");
+	v->state.budget = ram < v->state.ram ? ram : v->state.ram;
+	r = take_swap(v, request);
+	if (!r && v->state.budget < v->state.ram && v->swap.fd < 0)
+		r = -ENODEV;
+	if (!r)
+		r = vm_state_save(v->rd, &v->state); // first: whoever comes after us must find that swap image
+	if (r) {
+		v->state.budget = old;
+		if (!had_swap)
+			give_swap_up(v);
+		return r == -ENODEV ? answer_error("it has no swap image") : answer_error("%s", log_last_error());
+	}
+	lp_pager_set_budget(v->lp, v->state.budget);
+	log_info("the budget is %s now", size_format(v->state.budget, want));
+	return json_pack("{s:I}", "budget", (json_int_t)v->state.budget);
 }
 
 static json_t *command(void *ctx, const char *name, const json_t *request)
@@ -531,12 +572,13 @@ static int attach_paging(struct vm_pager *v)
 	if ((r = run_dir_map_pages(v->rd, s->nr_chunks, false, &v->pages)) || (r = map_blocks(v)))
 		return r;
 	r = lp_pager_fence(v->lp, v->io_fd, s->io_entries);
-	if (!r)
-		r = start_paging(v);
+	if (r)
+		return r;
+	r = start_paging(v);
 	// A VM that runs is not given up because a disk is away.
-	while (r && v->launch_fd < 0 && r != -ESRCH && r != VM_PAGER_REPLACED) {
+	for (uint64_t ns = FIRST_RETRY_NS; r && v->launch_fd < 0 && r != -ESRCH && r != VM_PAGER_REPLACED; ns *= 2) {
 		snprintf(v->waits_for, sizeof v->waits_for, "%s", log_last_error());
-		r = lp_pager_wait(v->lp, RETRY_NS, v->waits_for);
+		r = lp_pager_wait(v->lp, ns < RETRY_NS ? ns : RETRY_NS, v->waits_for);
 		if (!r)
 			r = start_paging(v);
 	}
@@ -554,6 +596,10 @@ static int attach(struct vm_pager *v)
 		log_err("its QEMU, pid %d, has ended", v->state.qemu);
 		return -ESRCH;
 	}
+	if (v->qemu_pidfd < 0) {
+		log_err("cannot watch QEMU, pid %d", v->state.qemu);
+		return -EMFILE;
+	}
 	v->control_fd = r = run_dir_listen(v->rd, "control.sock");
 	if (r < 0)
 		return r;
@@ -561,6 +607,21 @@ static int attach(struct vm_pager *v)
 			      .describe = describe, .images_done = images_done, .command = command };
 	r = lp_pager_new(&o, &v->lp);
 	return r || !v->state.paging ? r : attach_paging(v);
+}
+
+// The thread has said that it is done, and nobody has listened; or it will find nobody to say it to.
+static void drop_monitor(struct vm_pager *v)
+{
+	struct monitor_thread *m;
+
+	if (v->opened[0] <= 0)
+		return;
+	if (poll(&(struct pollfd){ .fd = v->opened[0], .events = POLLIN }, 1, 0) > 0 && !io_read_full(v->opened[0], &m, sizeof m)) {
+		qmp_close(m->qmp);
+		free(m);
+	}
+	for (unsigned i = 0; i < 2; i++)
+		close(v->opened[i]);
 }
 
 static void detach(struct vm_pager *v)
@@ -576,9 +637,7 @@ static void detach(struct vm_pager *v)
 			close(v->blocks[i].memfd);
 		}
 	free(v->blocks);
-	for (unsigned i = 0; i < 2; i++)
-		if (v->opened[i] > 0)
-			close(v->opened[i]);
+	drop_monitor(v);
 	if (v->pages)
 		munmap(v->pages, v->state.nr_chunks * sizeof *v->pages);
 	if (v->io_fd >= 0)
@@ -608,8 +667,8 @@ static int serve(struct vm_pager *v)
 		launch_send(v->launch_fd, "pager %d", getpid());
 		launch_send(v->launch_fd, "serving");
 	} else {
-		v->started = true;
 		recall_vcpus(v);
+		v->cont_due = cont_is_due(v);
 		log_info("serves VM '%s', whose QEMU is pid %d, from here on", v->rd->name, v->state.qemu);
 		if (start_monitor(v, false))
 			log_err("cannot open QEMU's monitor; nothing can be paged out");
@@ -619,7 +678,7 @@ static int serve(struct vm_pager *v)
 
 int vm_pager_run(struct run_dir *rd, int launch_fd)
 {
-	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .io_fd = -1,
+	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .started = launch_fd < 0, .io_fd = -1,
 			      .plant = { .uffd = -1, .ring_fd = -1 }, .swap = PV_SWAP_NONE };
 	int r;
 

@@ -196,9 +196,13 @@ bool vm_state_qemu_alive(const struct vm_state *s, int *out)
 {
 	_cleanup_close_ int pidfd = s->qemu > 0 ? (int)syscall(SYS_pidfd_open, s->qemu, 0) : -1;
 	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+	uint64_t start;
 
-	// Opened first, asked second: the answer is about the process that the pidfd holds.
-	if (pidfd < 0 || poll(&p, 1, 0) != 0 || process_start(s->qemu) != s->qemu_start)
+	if (s->qemu <= 0 || (pidfd < 0 && errno == ESRCH))
+		return false;
+	// Opened first, asked second: the answer is about the process that the pidfd holds. What cannot be asked is no answer.
+	start = process_start(s->qemu);
+	if (pidfd >= 0 && (poll(&p, 1, 0) > 0 || (start && start != s->qemu_start)))
 		return false;
 	if (out)
 		*out = steal_fd(&pidfd);

@@ -116,8 +116,12 @@ static void uffd_readable(struct loop_op *op, int res)
 
 static void qemu_ended(struct loop_op *op, int res)
 {
-	(void)res;
-	lp_pager_stop(list_entry(op, struct lp_pager, pidfd_op), 0);
+	struct lp_pager *p = list_entry(op, struct lp_pager, pidfd_op);
+
+	if (res > 0)
+		lp_pager_stop(p, 0);
+	else
+		loop_poll_in(&p->loop, op, p->o.qemu_pidfd);
 }
 
 static void ticked(struct loop_op *op, int res)
@@ -367,7 +371,12 @@ void lp_pager_drained(struct lp_pager *p, int err)
 
 int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes)
 {
-	return p->engine ? pv_engine_set_budget(p->engine, bytes) : -EAGAIN;
+	return pv_engine_set_budget(p->engine, bytes);
+}
+
+bool lp_pager_serves(const struct lp_pager *p)
+{
+	return p->engine != NULL;
 }
 
 int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr)

@@ -66,7 +66,9 @@ void lp_pager_release(struct lp_pager *p);
 void lp_pager_drained(struct lp_pager *p, int err);
 // Begins to bring all that is left in the images, in the background. Harmless if it has begun, or there is nothing.
 void lp_pager_fill(struct lp_pager *p);
-// pv_engine_set_budget(); -EAGAIN: it does not page yet.
+// lp_pager_start() has been.
+bool lp_pager_serves(const struct lp_pager *p);
+// pv_engine_set_budget(), of one that serves.
 int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes);
 // Which threads of QEMU are vCPUs. tids is copied. -ENOMEM.
 int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr);

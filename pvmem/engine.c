@@ -5,12 +5,15 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "pvmem/engine_int.h"
 #include "util/log.h"
 
 #define MIN_TARGET (4 * MiB)
 #define MAX_TARGET (256 * MiB)
+#define LOCK_PAUSE_NS (5 * NSEC_PER_MSEC)
+#define LOCK_SKIP 4096 // chunks
 
 // A mapping to be tried again.
 struct remap {
@@ -100,6 +103,27 @@ static void set_goal(struct pv_engine *e, uint64_t pages)
 	e->reserve = e->target / 4;
 }
 
+// What was in memory before us, this process has never touched, and so not locked (MCL_ONFAULT). A chunk at a time, since faults
+// come first.
+static void lock_some(struct loop_op *op, int res)
+{
+	struct pv_engine *e = list_entry(op, struct pv_engine, lock_timer.op);
+	uint64_t end = e->lock_next + LOCK_SKIP < e->nr_chunks ? e->lock_next + LOCK_SKIP : e->nr_chunks;
+	const struct pv_pages *p;
+
+	(void)res;
+	while (e->lock_next < end && e->chunks[e->lock_next].state != PV_RESIDENT)
+		e->lock_next++;
+	if (e->lock_next < end) {
+		p = pv_pages_of(e, e->lock_next);
+		for (size_t i = 0, n; (n = bitmap_next_run(p->valid, PV_CHUNK_PAGES, &i)); i += n)
+			madvise(pv_chunk_map(e, e->lock_next) + i * PAGE_SIZE, n * PAGE_SIZE, MADV_POPULATE_READ);
+		e->lock_next++;
+	}
+	if (e->lock_next < e->nr_chunks)
+		loop_timer(e->o.loop, &e->lock_timer, LOCK_PAUSE_NS);
+}
+
 int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 {
 	uint64_t ram = 0, end = 0;
@@ -161,8 +185,14 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 			pv_queues_add(&e->queues, &e->chunks[i]);
 		}
 	}
+	// A pager before us was killed while it shrank: goes on as that one would have.
+	if (e->charged > e->budget)
+		e->budget = e->charged;
 	if (o->zapper)
 		loop_poll_in(o->loop, &e->zap_poll, mm_zap_fd(o->zapper));
+	e->lock_timer.op.done = lock_some;
+	if (!o->zap_own)
+		loop_timer(o->loop, &e->lock_timer, LOCK_PAUSE_NS);
 	*out = e;
 	return 0;
 }
@@ -179,7 +209,7 @@ int pv_engine_set_budget(struct pv_engine *e, uint64_t bytes)
 	return 0;
 }
 
-// A smaller budget is reached as pages go, so that faults find room all the while.
+// A smaller budget is reached as pages go, so that faults find room all the while; see also punch_chunk().
 static void approach_goal(struct pv_engine *e)
 {
 	uint64_t now = e->charged + e->reserve;

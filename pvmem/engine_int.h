@@ -51,6 +51,9 @@ struct pv_engine {
 	uint64_t begun_ns, drain_begun_ns, out_not_before_ns;
 	struct loop_op zap_poll;
 
+	uint64_t lock_next;           // the chunk whose pages in memory are locked next; nr_chunks: all are
+	struct loop_timer lock_timer;
+
 	struct list remap;            // mappings whose CONTINUE met an event in progress
 	unsigned nr_fast_remaps;      // of these, to be tried at once
 	struct list delayed;          // faults that wait for memory

@@ -82,6 +82,11 @@ static void punch_chunk(struct pv_engine *e, uint64_t chunk)
 	}
 	memcpy(valid, p->valid, sizeof valid);
 	pv_drop_pages(e, chunk, valid);
+	if (e->budget > e->goal) { // half of what has gone is given up, however many faults wait for it
+		uint64_t half = bitmap_count(valid, PV_CHUNK_PAGES) / 2;
+
+		e->budget -= half < e->budget - e->goal ? half : e->budget - e->goal;
+	}
 	leave_stages(e, c, PV_ABSENT);
 	e->stats.chunks_out++;
 	pv_chunk_settle(e, chunk);

@@ -12,6 +12,7 @@ from life_rig import serves
 from misuse_rig import cases, check, test, wait_for
 
 UNFENCED_SECONDS = 3            # for a pager that does not wait, to do harm
+REWRITING = {"image": "smp", "ram": 40}     # each page changes every other pass
 
 
 def small_again(rig, vm):
@@ -24,7 +25,7 @@ def hold(rig, fs, kind):
     fs(f"hold-{kind}")
     wait_for(f"{kind} that are held", 30, lambda: any(fs("status")))
     if kind == "reads":
-        rig.criu_vm("set", rig.name, "--ram", "64M").check(0)
+        rig.criu_vm("set", rig.name, "--ram", "1G").check(0)
     time.sleep(0.2)
     return sum(fs("status"))
 
@@ -43,7 +44,7 @@ def nobody_serves(rig, fs, seconds=UNFENCED_SECONDS):
 @cases(reads="reads", writes="writes")
 def fenced(rig, kind):
     fs = rig.faulty()
-    vm = rig.paged(swap=f"{fs.path}/image")
+    vm = rig.paged(swap=f"{fs.path}/image", **REWRITING)
     for _ in range(3):
         small_again(rig, vm)
         held, pager = hold(rig, fs, kind), rig.pager()
@@ -53,7 +54,7 @@ def fenced(rig, kind):
         check(answer["trouble"], f"stat does not say what it waits for: {answer}")
         fs("release")
         rig.served(pager)
-        vm.passes(10, 60)
+        vm.passes(5, 60)
     vm.runs_on()
     rig.note = f"{held} held; stat: {answer['trouble']}"
 
@@ -62,7 +63,7 @@ def fenced(rig, kind):
 def fenced_by_hand(rig, kind):
     """The supervisor, killed too, does not have to be there for it."""
     fs = rig.faulty()
-    vm = rig.paged(swap=f"{fs.path}/image")
+    vm = rig.paged(swap=f"{fs.path}/image", **REWRITING)
     small_again(rig, vm)
     hold(rig, fs, kind)
     answer = rig.stat()
@@ -82,7 +83,7 @@ def fenced_by_hand(rig, kind):
 def fenced_when_replaced(rig, kind):
     """A pager that lives is replaced while its I/O is held: the same."""
     fs = rig.faulty()
-    vm = rig.paged(swap=f"{fs.path}/image")
+    vm = rig.paged(swap=f"{fs.path}/image", **REWRITING)
     small_again(rig, vm)
     hold(rig, fs, kind)
     pager = rig.pager()

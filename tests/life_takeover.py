@@ -104,6 +104,19 @@ def supervisor_killed(rig):
 
 
 @test
+def supervisor_killed_by_hand(rig):
+    """The VM gets a new one, and a new pager with it."""
+    vm = rig.paged()
+    answer = rig.stat()
+    rig.kill(answer["supervisor_pid"])
+    rig.criu_vm("lazy-pages", "--name", rig.name).check(0)
+    check((a := rig.served(answer["pager_pid"]))["supervisor_pid"] not in (0, answer["supervisor_pid"]), f"supervisor {a['supervisor_pid']}")
+    check(not alive(answer["pager_pid"]), "two pagers")
+    rig.kill_pager()
+    vm.runs_on()
+
+
+@test
 def both_killed(rig):
     """The guest waits, and sees nothing wrong, until somebody starts a pager by hand; that one has a supervisor again."""
     vm = rig.paged()

@@ -146,6 +146,15 @@ def stat_watches_a_vm(rig):
 
 
 @test
+def stat_watches_to_the_end(rig):
+    vm = rig.restore(rig.checkpoint(ram=64), *rig.lazy_small())
+    watch = rig.start_criu_vm("stat", rig.name, "--watch")
+    vm.passes(3)
+    vm.kill()
+    check(rig.end_criu_vm(watch).check(0).out.endswith(f"{rig.name} has ended\n"), "the end was not told")
+
+
+@test
 def metrics_of_a_vm(rig):
     rig.restore(rig.checkpoint(ram=64), *rig.lazy_small()).passes(3)
     before, samples, after = rig.stat(), metrics(rig, rig.name), rig.stat()

@@ -59,5 +59,5 @@ unsigned io_ring_abandoned(struct io_uring *ring)
 	io_uring_get_events(ring);
 	posted = __atomic_load_n(ring->cq.ktail, __ATOMIC_ACQUIRE);
 	__atomic_store_n(ring->cq.khead, posted, __ATOMIC_RELEASE);
-	return taken - posted;
+	return taken - posted - __atomic_load_n(ring->cq.koverflow, __ATOMIC_ACQUIRE); // those were lost for want of memory
 }

@@ -61,6 +61,7 @@ struct rig {
 	uint64_t *source_seed;
 	struct list source_queue;
 	bool source_hold;
+	bool copy_hold;         // the same for what does not go into memory
 	unsigned source_errors; // so many reads fail
 	bool source_gone;       // the engine needs it no longer
 
@@ -100,6 +101,14 @@ static inline void *rig_sample(void *arg)
 		usleep(100);
 	}
 	return NULL;
+}
+
+// NULL: there is no such page.
+static inline char *rig_page(const struct rig *r, size_t page)
+{
+	const struct pv_block *b = &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
+
+	return page * PAGE_SIZE - b->off < b->len ? b->map + (page * PAGE_SIZE - b->off) : NULL;
 }
 
 // What the upper floors do.
@@ -156,15 +165,15 @@ static inline void rig_source_answer(struct rig *r, struct pv_source_read *rd)
 static inline void rig_source_due(struct loop_op *op, int res)
 {
 	struct rig *r = list_entry(op, struct rig, source_timer.op);
-	struct list now;
 
 	(void)res;
-	list_init(&now);
-	if (!r->source_hold)
-		list_splice(&now, &r->source_queue);
-	list_for_each(&now, node) {
+	list_for_each(&r->source_queue, node) {
+		struct pv_source_read *rd = list_entry(node, struct pv_source_read, link);
+
+		if (r->source_hold || (r->copy_hold && rd->dest != rig_page(r, rd->chunk * PV_CHUNK_PAGES)))
+			continue;
 		list_remove(node);
-		rig_source_answer(r, list_entry(node, struct pv_source_read, link));
+		rig_source_answer(r, rd);
 	}
 	if (!list_empty(&r->source_queue))
 		loop_timer(&r->loop, &r->source_timer, NSEC_PER_MSEC / 5);
@@ -329,13 +338,6 @@ static inline void rig_init(struct rig *r, size_t pages, size_t more_pages, uint
 	for (size_t i = 0; i < r->g->nr_pages; i++)
 		pv_page_set_home(&r->pages[i / PV_CHUNK_PAGES], i % PV_CHUNK_PAGES, PV_HOME_ZERO);
 	rig_files(r);
-}
-
-static inline char *rig_page(const struct rig *r, size_t page)
-{
-	const struct pv_block *b = &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
-
-	return page * PAGE_SIZE - b->off < b->len ? b->map + (page * PAGE_SIZE - b->off) : NULL;
 }
 
 // Before the guest runs, pages get a content; home NONE: in memory.

@@ -468,7 +468,8 @@ static const struct late_case {
 	int timeout_ms, err;
 	bool logs;
 } late_cases[] = {
-	{ .accepts = true, .step = { { .say = GREETING }, { .await = true, .say = OK, .wait_ms = LATE_MS } }, .timeout_ms = PATIENCE_MS },
+	{ .accepts = true, .ends = true, .step = { { .say = GREETING }, { .await = true, .say = OK, .wait_ms = LATE_MS } },
+	  .timeout_ms = PATIENCE_MS },
 	{ .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
 	{ .full = true, .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
 	{ .accepts = true, .ends = true, .timeout_ms = PATIENCE_MS, .err = -ESRCH },
@@ -531,6 +532,8 @@ START_TEST(late_greeting)
 
 	ck_assert_int_eq(open_late(late_cases + _i, NULL, &q), late_cases[_i].err);
 	ck_assert_int_eq(*log_last_error() != 0, late_cases[_i].logs);
+	if (q)
+		ck_assert_int_eq(qmp_call(q, "x", NULL, NULL), -EPIPE); // it is watched no longer
 	qmp_close(q);
 }
 END_TEST

@@ -165,8 +165,8 @@ END_TEST
 // A pager of another version, or something that is none, may say anything, but does not drive the terminal.
 START_TEST(nonsense)
 {
-	static const char *const values[] = { "null", "-1", "1e308", "18446744073709551615", "\"\\u001b[2J\\n\\\"\\\\\"", "[]", "{}", "[-5, null, {}, \"x\"]",
-					      "true", "{\"budget\": -1, \"p50\": \"x\"}" };
+	static const char *const values[] = { "null", "-1", "1e308", "18446744073709551615", "\"\\u001b[2J\\n\\\"\\\\\"", "[]", "{}",
+					      "[-5, null, {}, \"x\"]", "true", "{\"budget\": -1, \"p50\": \"x\"}" };
 	json_t *good = vm_at(20, 100, 1000), *value;
 	const char *key;
 
