@@ -251,10 +251,11 @@ def leftovers_swap_replaced(rig):
     """The swap image of a dead VM was deleted by the user, who has a file of his own there now: it stays."""
     old = rig.checkpoint(ram=64)
     vm = rig.restore(old, *rig.lazy_small())
-    pager = pager_of(rig)
-    os.kill(pager, signal.SIGKILL)
+    stat = rig.stat()
+    for pid in (stat["supervisor_pid"], stat["pager_pid"]):
+        os.kill(pid, signal.SIGKILL)
+        wait_for("its end", 5, lambda pid=pid: not alive(pid))
     vm.kill()
-    wait_for("the pager's end", 5, lambda: not alive(pager))
     image = f"{rig.tmp}/swap/image"
     inode = os.stat(image).st_ino
     for _ in range(50):                                 # ext4 gives the number of the deleted inode to the next file, often

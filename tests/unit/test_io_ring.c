@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -21,7 +22,7 @@
 #include "util/size.h"
 
 #define ENTRIES 64
-#define NR 128 // requests of one MiB each
+#define NR 64 // requests of one MiB each
 #define LEN (NR * MiB)
 #define PATIENCE_NS (20 * NSEC_PER_SEC)
 
@@ -212,6 +213,7 @@ static unsigned reads_of_the_dead(struct line *l, struct io_uring *ring)
 	l->reads = true;
 	memset(l->buf, 0, LEN);
 	killed_after(l, job_disk);
+	map(l->ring_fd, ring);
 	in_flight = io_ring_abandoned(ring);
 	landed = count(l->buf, IN_FILE);
 	ck_assert_msg(landed + in_flight >= NR, "%u have landed, and only %u are in flight", landed, in_flight);
@@ -231,6 +233,7 @@ static unsigned writes_of_the_dead(struct line *l, struct io_uring *ring)
 	l->reads = false;
 	memset(l->buf, WRITTEN, LEN);
 	killed_after(l, job_disk);
+	map(l->ring_fd, ring);
 	in_flight = fence(ring);
 	copy = read_all(l);
 	ck_assert_uint_eq(count(copy, WRITTEN), NR);
@@ -253,7 +256,6 @@ START_TEST(disk)
 	struct io_uring ring;
 
 	for (unsigned round = 0; round < 20 && (round < 3 || !in_flight); round++) {
-		map(l->ring_fd, &ring);
 		in_flight += disk_io[_i](l, &ring);
 		expect_works(l, &ring);
 		io_ring_unmap(&ring);
@@ -359,6 +361,7 @@ START_TEST(stale)
 
 	killed_after(l, stale_jobs[_i]);
 	map(l->ring_fd, &ring);
+	ck_assert_int_eq(io_uring_enter((unsigned)l->ring_fd, ENTRIES, 0, 0, NULL), 0);
 	ck_assert_uint_eq(io_ring_abandoned(&ring), 0);
 	expect_works(l, &ring);
 	io_ring_unmap(&ring);
@@ -400,7 +403,7 @@ START_TEST(held_by_another)
 {
 	struct line *l = new_line();
 	struct io_uring ring;
-	int held = l->ring_fd;
+	int held = l->ring_fd, left;
 	pid_t holder = fork();
 
 	ck_assert_int_ge(holder, 0);
@@ -412,9 +415,7 @@ START_TEST(held_by_another)
 	for (unsigned round = 0; round < 3; round++) {
 		close(l->ring_fd);
 		ck_assert_int_eq(mm_fetch_fd(holder, held, "anon_inode:[io_uring]", &l->ring_fd), 0);
-		map(l->ring_fd, &ring);
-		if (round)
-			reads_of_the_dead(l, &ring);
+		reads_of_the_dead(l, &ring);
 		expect_works(l, &ring);
 		io_ring_unmap(&ring);
 		l->nr = 20;
@@ -427,6 +428,7 @@ START_TEST(held_by_another)
 		ck_assert_int_eq(write(l->pipe[1], l->buf, 20), 20);
 		fence(&ring);
 		io_ring_unmap(&ring);
+		ck_assert(!ioctl(l->pipe[0], FIONREAD, &left) && read(l->pipe[0], l->buf, (size_t)left) == left); // none of the dead took it
 	}
 	kill(holder, SIGKILL);
 	waitpid(holder, NULL, 0);

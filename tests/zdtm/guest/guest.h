@@ -9,8 +9,8 @@
 //
 // Nobody has to read: output that nobody takes is dropped, a verdict comes again. All but "timer" take these, too:
 //
-//	tick=1		the first processor gets an interrupt each millisecond: "ok N gap US", the longest time between two of them
-//			since the last "ok"
+//	tick=1		the first processor gets an interrupt each millisecond, and says "gap US" every second: the longest time
+//			between two of them since it was said last
 //	pulse=1		another processor (but with "smp") does nothing but say "pulse N", ten times a second
 #pragma once
 #include <stdbool.h>

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "criu-vm/vm_pager_int.h"
+#include "util/cleanup.h"
+#include "util/io.h"
+#include "util/log.h"
+
+static uint64_t proc_status_kib(pid_t pid, const char *key)
+{
+	char path[40], *p;
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	if (io_read_file(path, 1 << 16, &text, &len) || !(p = strstr(text, key)))
+		return 0;
+	return strtoull(p + strlen(key), NULL, 10);
+}
+
+void vm_commands_describe(void *ctx, json_t *answer)
+{
+	const struct vm_pager *v = ctx;
+	uint64_t memory;
+
+	json_object_set_new(answer, "name", json_string(v->rd->name));
+	json_object_set_new(answer, "supervisor_pid", json_integer(run_dir_is_held(v->rd, "supervisor") ? getppid() : 0));
+	json_object_set_new(answer, "guest", json_string(v->guest_runs ? "running" : "paused"));
+	if (!cgroup_memory_current(&v->state.cgroup, &memory)) {
+		json_object_set_new(answer, "cgroup", json_string(v->state.cgroup.path[CGROUP_V2] && !v->state.cgroup.path[CGROUP_V1_MEMORY] ?
+									  v->state.cgroup.path[CGROUP_V2] :
+									  v->state.cgroup.path[CGROUP_V1_MEMORY]));
+		json_object_set_new(answer, "cgroup_memory", json_integer((json_int_t)memory));
+	}
+	json_object_set_new(answer, "ram", json_integer((json_int_t)v->state.ram));
+	json_object_set_new(answer, "swap", v->state.swap_path ? json_string(v->state.swap_path) : json_null());
+	json_object_set_new(answer, "images", v->state.images ? json_string(v->state.images) : json_null());
+	json_object_set_new(answer, "log", v->state.log ? json_string(v->state.log) : json_null());
+	json_object_set_new(answer, "qemu_host_swap", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmSwap:") * KiB)));
+	json_object_set_new(answer, "qemu_page_tables", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmPTE:") * KiB)));
+	json_object_set_new(answer, "pager_memory", json_integer((json_int_t)(proc_status_kib(getpid(), "RssAnon:") * KiB)));
+}
+
+static json_t *answer_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static json_t *answer_error(const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	return json_pack("{s:s}", "error", text);
+}
+
+static void take_string(const json_t *request, const char *key, char **to)
+{
+	const char *s = json_string_value(json_object_get(request, key));
+
+	if (s) {
+		free(*to);
+		*to = strdup(s);
+	}
+}
+
+// Another pager, perhaps of another binary, perhaps with other paths, is to go on. Who asks has checked them.
+static json_t *replace(struct vm_pager *v, const json_t *request)
+{
+	const char *exe = json_string_value(json_object_get(request, "exe"));
+	int r = 0;
+
+	if (!v->started)
+		return answer_error("the VM is still being restored");
+	if (!run_dir_is_held(v->rd, "supervisor"))
+		return answer_error("no supervisor is there to start another pager");
+	take_string(request, "swap", &v->state.swap_path);
+	take_string(request, "images", &v->state.images);
+	r = vm_state_save(v->rd, &v->state);
+	if (!r && exe)
+		r = run_dir_mark(v->rd, "exe", exe);
+	if (r)
+		return answer_error("the state of the VM cannot be written: %s", strerror(-r));
+	log_info("another pager was asked for; making room for it");
+	lp_pager_stop(v->lp, VM_PAGER_REPLACED);
+	return json_object();
+}
+
+// The swap image that a smaller budget needs, made by who asks.
+static int take_swap(struct vm_pager *v, const json_t *request)
+{
+	if (v->swap.fd >= 0 || !json_object_get(request, "swap"))
+		return 0;
+	take_string(request, "swap", &v->state.swap_path);
+	take_string(request, "swap_token", &v->state.swap_token);
+	v->state.swap_sparse = json_is_true(json_object_get(request, "swap_sparse"));
+	return v->state.swap_path && v->state.swap_token ? vm_pager_open_swap(v) : -EINVAL;
+}
+
+static void give_swap_up(struct vm_pager *v)
+{
+	pv_swap_close(&v->swap);
+	free(v->state.swap_path);
+	free(v->state.swap_token);
+	v->state.swap_path = v->state.swap_token = NULL;
+}
+
+static json_t *set(struct vm_pager *v, const json_t *request)
+{
+	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram")), old = v->state.budget;
+	bool had_swap = v->swap.fd >= 0;
+	char want[16], least[16];
+	int r;
+
+	if (!v->state.paging)
+		return answer_error("all of its memory is plain memory: it was restored without --ram and --lazy-pages");
+	if (ram < pv_min_budget(v->state.ram))
+		return answer_error("%s is too little for this VM: it needs %s at least, so that I/O in flight and page-outs have room",
+				    size_format(ram, want), size_format(pv_min_budget(v->state.ram), least));
+	if (!lp_pager_serves(v->lp))
+		return answer_error("its pager does not serve yet; criu-vm stat tells what it waits for");
+	v->state.budget = ram < v->state.ram ? ram : v->state.ram;
+	r = take_swap(v, request);
+	if (!r && v->state.budget < v->state.ram && v->swap.fd < 0)
+		r = -ENODEV;
+	if (!r)
+		r = vm_state_save(v->rd, &v->state); // first: whoever comes after us must find that swap image
+	if (r) {
+		v->state.budget = old;
+		if (!had_swap)
+			give_swap_up(v);
+		return r == -ENODEV ? answer_error("it has no swap image") : answer_error("%s", log_last_error());
+	}
+	lp_pager_set_budget(v->lp, v->state.budget);
+	log_info("the budget is %s now", size_format(v->state.budget, want));
+	return json_pack("{s:I}", "budget", (json_int_t)v->state.budget);
+}
+
+json_t *vm_commands_do(void *ctx, const char *name, const json_t *request)
+{
+	if (!strcmp(name, "replace"))
+		return replace(ctx, request);
+	if (!strcmp(name, "set"))
+		return set(ctx, request);
+	return answer_error("unknown command");
+}

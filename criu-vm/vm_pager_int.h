@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Shared by the files of a VM's pager only:
+//
+//   vm_pager.c     finds its VM, serves it, lets go of it
+//   vm_monitor.c   QEMU's monitor: drains, cont, what QEMU tells
+//   vm_commands.c  what clients ask for: stat, set, replace
+#pragma once
+#include <stdbool.h>
+
+#include "criu-vm/vm_pager.h"
+#include "images/reader.h"
+#include "lazy-pages/pager.h"
+#include "mm/plant.h"
+#include "qemu/qmp.h"
+#include "util/loop.h"
+
+struct vm_pager {
+	struct run_dir *rd;
+	struct vm_state state;
+	int qemu_pidfd, control_fd;
+	int launch_fd; // the line to the restore; -1: the VM ran before us
+	int io_fd;
+	struct mm_plant plant;
+	struct pv_block *blocks;
+	struct pv_pages *pages;
+	struct pv_swap swap;
+	struct img_dir *images;
+	struct lp_pager *lp;
+	struct qmp *qmp; // NULL until it is open, and after QEMU closed it
+	struct loop_op launch_op, qmp_op, opened_op;
+	int opened[2];   // a byte when the monitor thread is done
+	bool started;    // the VM is its own
+	bool guest_runs, draining;
+	bool cont_due; // nobody knows whether the last pager has said it
+	char waits_for[256];
+};
+
+// vm_pager.c
+// The swap image that the state names, if it is not open.
+int vm_pager_open_swap(struct vm_pager *v);
+// What is left in the images comes in the background, if that was asked for.
+void vm_pager_fill(struct vm_pager *v);
+
+// vm_monitor.c
+// Opens QEMU's monitor, without blocking; then page-out begins, and the VM, if it is not its own yet. again: it was open before.
+int vm_monitor_start(struct vm_pager *v, bool again);
+void vm_monitor_end(struct vm_pager *v);
+// Knows of QEMU what the last pager knew, until the monitor answers.
+void vm_monitor_recall(struct vm_pager *v);
+// lp_opts.drain
+void vm_monitor_drain(void *ctx);
+// The VM cannot be started; the restore is told.
+void vm_monitor_cannot_start(struct vm_pager *v, const char *why);
+
+// vm_commands.c
+// lp_opts.describe and lp_opts.command
+void vm_commands_describe(void *ctx, json_t *answer);
+json_t *vm_commands_do(void *ctx, const char *name, const json_t *request);
