@@ -105,6 +105,8 @@ static int run(int argc, char **argv)
 		return cmd_usage_error(&cmd_lazy_pages, o.replace.name ? "what is '%s'?" : "--name is needed%s", o.replace.name ? argv[rest] : "");
 	if (!run_dir_name_ok(o.replace.name))
 		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o.replace.name);
+	if (!o.supervise && !o.serve && !o.bury)
+		leftovers_remove();
 	r = run_dir_open(common.run_dir, o.replace.name, &rd);
 	if (r == -ENOENT)
 		log_err("there is no VM '%s' here; criu-vm stat lists those that there are", o.replace.name);
@@ -112,7 +114,6 @@ static int run(int argc, char **argv)
 		return CMD_FAILED;
 	if (o.supervise || o.serve || o.bury)
 		return be(&o, &rd);
-	leftovers_remove();
 	r = replace_pager(&o.replace, &rd);
 	run_dir_close(&rd);
 	return r;

@@ -20,7 +20,7 @@
 
 #define ASK_TIMEOUT_MS 5000
 #define SHRINK_TIMEOUT_NS (120 * NSEC_PER_SEC)
-#define LOOK_US 20000
+#define LOOK_US 50000
 
 static const struct cmd_option options[] = {
 	{ 0, "ram", "SIZE", "physical memory that guest RAM may take from now on" },
@@ -88,7 +88,7 @@ static int wait_until_within(const struct set_args *a, uint64_t budget)
 		if (most)
 			usleep(LOOK_US);
 		r = stat_ask(a->common.run_dir, a->name, &vm);
-		have = stat_number(vm, "memory", "memfd");
+		have = stat_is_served(vm) ? stat_number(vm, "memory", "memfd") : UINT64_MAX; // another pager may be on its way
 		json_decref(vm);
 		if (!most)
 			progress_begin(&progress, "paging out", have > budget ? have - budget : 0);
@@ -109,7 +109,9 @@ static int change_budget(const struct set_args *a, const struct run_dir *rd, con
 	int r = 0;
 
 	if (s->paging && !s->swap_path && a->ram < s->ram) {
-		r = swap_registry_make_image(a->name, a->swap, len, a->swap_sparse, &swap);
+		r = swap_registry_prepare_image(a->name, a->swap, len, a->swap_sparse, &swap);
+		if (!r)
+			r = swap_registry_publish_image(a->name, &swap);
 		if (!r)
 			r = vm_state_set_swap(&with, &swap);
 		pv_swap_close(&swap); // its lock is the pager's from now on

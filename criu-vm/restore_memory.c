@@ -22,16 +22,16 @@
 
 static int make_swap(struct restore *r)
 {
-	int err = swap_registry_make_image(r->name, r->o->swap, r->nr_chunks * PV_CHUNK_SIZE, r->o->swap_sparse, &r->swap);
+	int err = swap_registry_prepare_image(r->name, r->o->swap, r->nr_chunks * PV_CHUNK_SIZE, r->o->swap_sparse, &r->swap);
 
 	if (err)
 		return err;
 	err = vm_state_set_swap(&r->state, &r->swap);
 	if (!err)
-		err = vm_state_save(&r->rd, &r->state);
+		err = vm_state_save(&r->rd, &r->state); // first, so that it is removed whatever happens
 	if (err)
-		swap_registry_destroy_image(r->name, &r->swap);
-	return err;
+		pv_swap_close(&r->swap);
+	return err ? err : swap_registry_publish_image(r->name, &r->swap);
 }
 
 static int make_block(struct restore *r, size_t i)

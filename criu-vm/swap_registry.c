@@ -83,7 +83,7 @@ void swap_registry_remove(const char *name, const char *token)
 		log_warn("cannot remove %s: %s", link, strerror(errno));
 }
 
-int swap_registry_make_image(const char *name, const char *at, uint64_t len, bool sparse, struct pv_swap *s)
+int swap_registry_prepare_image(const char *name, const char *at, uint64_t len, bool sparse, struct pv_swap *s)
 {
 	char path[2 * PATH_MAX], dir[PATH_MAX];
 	const char *where = at ? at : swap_registry_dir(dir);
@@ -98,8 +98,16 @@ int swap_registry_make_image(const char *name, const char *at, uint64_t len, boo
 		snprintf(path, sizeof path, "%s/%s.swap", where, name);
 	else
 		snprintf(path, sizeof path, "%s", where);
-	r = pv_swap_create(path, len, sparse, s);
-	if (!r)
+	return pv_swap_prepare(path, len, sparse, s);
+}
+
+int swap_registry_publish_image(const char *name, struct pv_swap *s)
+{
+	int r = pv_swap_publish(s);
+
+	if (r)
+		pv_swap_close(s);
+	else
 		swap_registry_add(name, s->path, s->token);
 	return r;
 }

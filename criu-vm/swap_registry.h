@@ -24,9 +24,10 @@
 const char *swap_registry_dir(char buf[PATH_MAX]);
 // Makes the folder, if it is not there. 0 or -errno; does not log.
 int swap_registry_make(void);
-// A new image for a VM (pv_swap_create()), registered. at: where, a file or a folder; NULL: in our folder. Blocks on the disk.
-// Logs.
-int swap_registry_make_image(const char *name, const char *at, uint64_t len, bool sparse, struct pv_swap *s);
+// A new image for a VM (pv_swap_prepare()). at: where, a file or a folder; NULL: in our folder. Blocks on the disk. Logs.
+int swap_registry_prepare_image(const char *name, const char *at, uint64_t len, bool sparse, struct pv_swap *s);
+// Publishes and registers it, or closes it.
+int swap_registry_publish_image(const char *name, struct pv_swap *s);
 // Deletes it again, with its registration.
 void swap_registry_destroy_image(const char *name, struct pv_swap *s);
 // The image at path (absolute, without symbolic links) is this VM's; replaces what was registered for that token. Logs a

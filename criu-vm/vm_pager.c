@@ -10,7 +10,6 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/launch.h"
-#include "criu-vm/process.h"
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -209,7 +208,6 @@ static void stay_in_memory(void)
 	// What there is, all of it now; what comes, guest RAM among it, as it is touched.
 	if (mlockall(MCL_CURRENT) < 0 || mlockall(MCL_FUTURE | MCL_ONFAULT) < 0)
 		log_warn("cannot lock the pager in memory: %s; with swap on, the host may page guest RAM a second time", strerror(errno));
-	process_spare_from_oom();
 }
 
 static int serve(struct vm_pager *v)

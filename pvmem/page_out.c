@@ -332,6 +332,8 @@ void pv_page_out(struct pv_engine *e)
 	e->out_not_before_ns = 0;
 	if (lacking(e) > e->target / 4) // in batches: a drain costs the guest's disks something, however few chunks it is for
 		choose_victims(e);
+	else if (!e->nr_out)
+		e->out_failing_since_ns = 0; // there is nothing to go any more
 	// One drain for all that is zapped by now; what is zapped while it runs waits for the next.
 	if (!e->drain_busy && !e->nr_zapping && !list_empty(&e->zapped)) {
 		list_splice(&e->draining, &e->zapped);

@@ -56,10 +56,10 @@ void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)
 		s->faults_waiting++;
 	if (e->drain_busy)
 		s->drain_now_ns = now - e->drain_begun_ns;
-	if (!e->reads_waiting && !e->out_not_before_ns && !e->drain_late && !e->fill.failing_since_ns)
+	if (!e->reads_waiting && !e->out_failing_since_ns && !e->drain_late && !e->fill.failing_since_ns)
 		return;
 	trouble = earlier(e->fill.failing_since_ns, trouble);
-	if (e->out_not_before_ns)
+	if (e->out_failing_since_ns)
 		trouble = earlier(e->out_failing_since_ns, trouble);
 	if (e->drain_late)
 		trouble = earlier(e->drain_begun_ns, trouble);

@@ -149,36 +149,88 @@ static int make_device(const struct pv_swap *s, struct pv_swap_trailer *t)
 	return r;
 }
 
-int pv_swap_create(const char *path, uint64_t len, bool sparse, struct pv_swap *s)
+static int tell_open_failed(const char *path, int r)
+{
+	if (r == -EEXIST)
+		log_err("swap image %s exists already; if no VM uses it (criu-vm stat), delete it", path);
+	else if (r == -EBUSY)
+		log_err("swap image %s: the device is mounted, or something else uses it", path);
+	else
+		log_err("cannot create swap image %s: %s", path, strerror(-r));
+	return r;
+}
+
+// Its absolute path, though there is no such file yet.
+static char *path_to_be(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+	_cleanup_free_ char *real = dir ? realpath(dir, NULL) : NULL;
+	char *full = NULL;
+
+	return real && asprintf(&full, "%s/%s", real, slash ? slash + 1 : path) > 0 ? full : NULL;
+}
+
+// A file without a name, where the file system has such: if we are killed nothing is left of it.
+static int open_file(struct pv_swap *s)
+{
+	_cleanup_free_ char *dir = strndup(s->path, (size_t)(strrchr(s->path, '/') - s->path) + 1);
+
+	if (!faccessat(AT_FDCWD, s->path, F_OK, AT_SYMLINK_NOFOLLOW))
+		return -EEXIST;
+	s->fd = dir ? open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) : -1;
+	s->unnamed = s->fd >= 0;
+	if (s->fd < 0)
+		s->fd = open(s->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	return s->fd < 0 ? -errno : 0;
+}
+
+int pv_swap_prepare(const char *path, uint64_t len, bool sparse, struct pv_swap *s)
 {
 	bool device = is_device(path);
 	struct pv_swap_trailer t;
-	int r, fd = open(path, O_RDWR | O_EXCL | O_CLOEXEC | (device ? 0 : O_CREAT), 0600);
+	int r = 0;
 
-	*s = PV_SWAP_NONE;
-	if (fd < 0) {
+	*s = (struct pv_swap){ .fd = -1, .path = device ? realpath(path, NULL) : path_to_be(path), .len = len, .sparse = sparse, .device = device };
+	if (!s->path)
+		r = errno ? -errno : -ENOMEM;
+	else if (!device)
+		r = open_file(s);
+	else if ((s->fd = open(s->path, O_RDWR | O_EXCL | O_CLOEXEC)) < 0)
 		r = -errno;
-		if (r == -EEXIST)
-			log_err("swap image %s exists already; if no VM uses it (criu-vm stat), delete it", path);
-		else if (r == -EBUSY)
-			log_err("swap image %s: the device is mounted, or something else uses it", path);
-		else
-			log_err("cannot create swap image %s: %s", path, strerror(-r));
-		return r;
-	}
-	*s = (struct pv_swap){ .fd = fd, .path = realpath(path, NULL), .len = len, .sparse = sparse, .device = device };
-	r = s->path ? pv_swap_trailer_new(&t, len) : -ENOENT;
+	if (!r)
+		r = pv_swap_trailer_new(&t, len);
 	if (r) {
-		log_err("cannot create swap image %s: %s", path, strerror(-r));
+		tell_open_failed(path, r);
 	} else {
 		memcpy(s->token, t.token, sizeof t.token);
 		r = device ? make_device(s, &t) : make_file(s, &t);
 	}
 	if (!r)
 		return 0;
-	if (!device)
-		unlink(path);
+	if (s->fd >= 0 && !device && !s->unnamed)
+		unlink(s->path);
 	pv_swap_close(s);
+	return r;
+}
+
+int pv_swap_publish(struct pv_swap *s)
+{
+	char self[40];
+
+	snprintf(self, sizeof self, "/proc/self/fd/%d", s->fd);
+	if (s->unnamed && linkat(AT_FDCWD, self, AT_FDCWD, s->path, AT_SYMLINK_FOLLOW) < 0)
+		return tell_open_failed(s->path, -errno);
+	s->unnamed = false;
+	return 0;
+}
+
+int pv_swap_create(const char *path, uint64_t len, bool sparse, struct pv_swap *s)
+{
+	int r = pv_swap_prepare(path, len, sparse, s);
+
+	if (!r && (r = pv_swap_publish(s)))
+		pv_swap_close(s);
 	return r;
 }
 

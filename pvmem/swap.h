@@ -13,6 +13,7 @@ struct pv_swap {
 	uint64_t len; // of guest RAM, bytes
 	bool sparse;
 	bool device;
+	bool unnamed; // not published yet
 };
 
 #define PV_SWAP_NONE ((struct pv_swap){ .fd = -1 })
@@ -22,6 +23,10 @@ struct pv_swap {
 // disk. Logs. -EEXIST (a file is there, or the device holds something), -EBUSY (the device is used), -EOPNOTSUPP (a tmpfs,
 // or a file system without O_DIRECT), -ENOSPC, ...; nothing is left behind on an error.
 int pv_swap_create(const char *path, uint64_t len, bool sparse, struct pv_swap *s);
+// The same in two steps. In between path and token are known, and can be noted, but nothing is at that path yet (on most file
+// systems), so that nothing is left, and not known of, if the caller is killed. s is closed by the caller if publishing fails.
+int pv_swap_prepare(const char *path, uint64_t len, bool sparse, struct pv_swap *s);
+int pv_swap_publish(struct pv_swap *s);
 // The image of that token, wherever it is now. Blocks on the disk. Logs. -EWOULDBLOCK: another process uses it; -EMEDIUMTYPE:
 // it is another VM's; -EBADMSG: it is none, damaged, or cut; -EPROTO: of another version of criu-vm; -ENOENT, -EIO, ...
 //

@@ -57,7 +57,10 @@ def usage_of_the_rest(rig):
 def lazy_pages_by_hand(rig):
     rig.fails("lazy-pages", "--name", "nobody", says=["'nobody'"])
     vm = rig.restore(rig.checkpoint(ram=64), *rig.lazy_small())
-    rig.fails("lazy-pages", "--name", rig.name, says=[f"'{rig.name}'", "has a pager"])
+    swap = f"{rig.tmp}/swap/image"
+    rig.fails("lazy-pages", "--name", rig.name, "--swap", "/dev/null", says=["/dev/null", f"'{rig.name}'"])
+    rig.fails("lazy-pages", "--name", rig.name, "--images-dir", rig.tmp)
+    rig.fails("lazy-pages", "--name", rig.name, "--swap", f"{swap}.no", says=[f"{swap}.no"])
     vm.runs_on()
     check(rig.stat()["state"] == "served", "it is not served any more")
 

@@ -17,12 +17,14 @@
 #include "mm/zap.h"
 #include "pvmem/engine.h"
 #include "util/clock.h"
+#include "util/io_ring.h"
 #include "util/loop.h"
 
 #define RIG_FEATURES \
 	(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID)
 #define RIG_DMA_PAGES 512
+#define RIG_ENTRIES 256 // of the loop's rings
 #define RIG_PERIOD_NS (50 * NSEC_PER_MSEC) // of the queues
 #define RIG_LOOK_NS (2 * NSEC_PER_MSEC)    // how often the loop looks at what the test waits for
 #define RIG_PATIENCE_MS 40000 // a journal may be busy with others' data
@@ -45,6 +47,7 @@ struct rig {
 	struct pv_ops ops;
 	struct pv_engine *e;
 	struct loop loop;
+	int io_fd;
 	bool more;
 
 	struct loop_op uffd_op;
@@ -411,6 +414,13 @@ static inline void rig_new_zapper(struct rig *r)
 	ck_assert_int_eq(mm_zapper_new(r->pid, &r->plant, region, r->nr_blocks, r->method, &r->zapper), 0);
 }
 
+// With a ring for reads and writes, as the pager has it: loop_fini() waits for them.
+static inline void rig_new_loop(struct rig *r)
+{
+	ck_assert_int_eq(loop_init(&r->loop, RIG_ENTRIES), 0);
+	ck_assert_int_eq(loop_use_io_ring(&r->loop, r->io_fd, RIG_ENTRIES), 0);
+}
+
 // The guest is there and its memory is served; page-out begins with pv_engine_run().
 static inline void rig_start(struct rig *r)
 {
@@ -423,7 +433,9 @@ static inline void rig_start(struct rig *r)
 		ck_assert_int_eq(mm_uffd_register(r->plant.uffd, r->block[i].hva, r->block[i].len), 0);
 	rig_new_zapper(r);
 	ck_assert_int_eq(mm_pagemap_open(r->pid, &r->pagemap), 0);
-	ck_assert_int_eq(loop_init(&r->loop, 256), 0);
+	r->io_fd = io_ring_new(RIG_ENTRIES);
+	ck_assert_int_ge(r->io_fd, 0);
+	rig_new_loop(r);
 	r->ops = (struct pv_ops){ .ctx = r, .drain = rig_drain, .source_read = rig_source_read, .source_done = rig_source_done };
 	rig_new_engine(r);
 	r->sampling = true;
@@ -460,6 +472,7 @@ static inline void rig_end(struct rig *r)
 		close(r->block[i].memfd);
 	}
 	close(r->g->dma_fd);
+	close(r->io_fd);
 	munmap(r->g, sizeof *r->g);
 	free(r->pages);
 	free(r->source_seed);

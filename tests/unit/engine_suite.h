@@ -2,7 +2,7 @@
 // What the programs that test the engine have in common: what they expect of it, and their main().
 #pragma once
 #include "engine_rig.h"
-#include "pvmem/recover.h"
+#include "lazy-pages/take_over.h"
 #include "util/log.h"
 
 static inline void quiet(void)
@@ -46,18 +46,22 @@ static inline int broken_swap(const struct rig *r, int flags)
 // Another engine goes on from the page table alone. What the one before was reading from the source never comes.
 static inline void replace_engine(struct rig *r)
 {
-	struct pv_recovered what;
+	int pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0);
 
 	r->deaf = true;
 	loop_fini(&r->loop);
 	pv_engine_free(r->e);
-	ck_assert_int_eq(loop_init(&r->loop, 256), 0);
+	rig_new_loop(r);
+	r->source_gone = false;
 	r->deaf = r->uffd_op.busy = r->look.op.busy = r->drain_timer.op.busy = r->source_timer.op.busy = false;
-	ck_assert_int_eq(pv_recover(r->block, r->nr_blocks, r->pages, r->pagemap, &what), 0);
 	mm_zapper_free(r->zapper);
 	rig_new_zapper(r);
+	ck_assert_int_eq(lp_settle(&r->plant, r->zapper, r->pagemap, r->block, r->nr_blocks, r->pages, pidfd), 0);
+	close(pidfd);
 	rig_new_engine(r);
 	pv_engine_run(r->e);
+	for (size_t i = 0; i < r->nr_blocks; i++) // what was read and not answered
+		mm_uffd_wake(r->plant.uffd, r->block[i].hva, r->block[i].len);
 }
 
 static inline const char *missing_here(void)

@@ -96,7 +96,23 @@ START_TEST(into_memory_and_swap)
 	write_and_verify_all(&r);
 	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
 	verify_all(&r);
-	ck_assert_uint_le(r.most, BUDGET);
+	rig_end(&r);
+}
+END_TEST
+
+// What it has written, a fill has to answer for.
+START_TEST(space_is_given_back)
+{
+	struct stat st;
+	struct rig r;
+
+	start(&r);
+	fill(&r);
+	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
+	ck_assert_uint_ge((uint64_t)st.st_blocks * 512, rig_stats(&r).swapped * PAGE_SIZE);
+	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
+	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
+	ck_assert_uint_lt((uint64_t)st.st_blocks * 512, MiB);
 	rig_end(&r);
 }
 END_TEST
@@ -180,13 +196,19 @@ static uint64_t answer_one(struct rig *r)
 
 START_TEST(order)
 {
-	const uint64_t touched[] = { 30, 8, 20 };
+	const uint64_t touched[] = { 30, 8, 20 }, cold[] = { 26, 37 };
 	uint64_t came[NR_CHUNKS];
 	struct rig r;
 
 	start_with(&r, NR_PAGES * PAGE_SIZE);
+	for (size_t i = 0; i < ARRAY_SIZE(cold); i++)
+		rig_do(&r, 0, GUEST_VERIFY, cold[i] * 256 + 100, 1);
+	for (size_t i = 0; i < 10; i++) { // periods in which something else is in use
+		rig_do(&r, 0, GUEST_VERIFY, touched[0] * 256 + i * 20, 1);
+		pv_tick(r.e);
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(touched); i++)
-		rig_do(&r, 0, GUEST_VERIFY, touched[i] * 256 + 100, 1);
+		rig_do(&r, 0, GUEST_VERIFY, touched[i] * 256 + 220, 1);
 	rig_pass(&r, 20); // no longer busy
 	r.source_hold = true;
 	pv_fill_begin(r.e);
@@ -197,9 +219,11 @@ START_TEST(order)
 	}
 	for (size_t i = 0; i < 3; i++)
 		ck_assert_uint_eq(came[i], touched[2 - i]); // the hottest first
-	for (size_t i = 4; i < 10; i++) // one had to be chosen before the others were there
+	ck_assert_uint_eq(came[3], cold[0]); // one had to be chosen before those had come
+	for (size_t i = 4; i < 10; i++) // what is beside them
 		ck_assert(came[i] == 7 || came[i] == 9 || came[i] == 19 || came[i] == 21 || came[i] == 29 || came[i] == 31);
-	for (size_t i = 11; i < NR_CHUNKS; i++)
+	ck_assert_uint_eq(came[10], cold[1]);
+	for (size_t i = 12; i < NR_CHUNKS; i++)
 		ck_assert_uint_gt(came[i], came[i - 1]);
 	expect_source_gone(&r);
 	rig_end(&r);
@@ -230,6 +254,40 @@ START_TEST(demand_comes_first)
 	r.source_hold = false;
 	rig_finish(&r);
 	expect_source_gone(&r);
+	rig_end(&r);
+}
+END_TEST
+
+// Not while a read for the guest fails, or a fault waits for memory.
+START_TEST(guest_in_need)
+{
+	struct pv_stats s;
+	struct rig r;
+
+	quiet();
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, NR_PAGES - 512, 512, PV_HOME_SOURCE);
+	r.vcpu[0] = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	if (_i) {
+		r.drain = DRAIN_HOLD;
+		rig_order(&r, 0, GUEST_WRITE, 0, NR_PAGES - 512);
+		ck_assert(rig_until(&r, rig_stats(&r).faults_waiting, RIG_PATIENCE_MS));
+	} else {
+		r.source_errors = 1;
+		rig_order(&r, 0, GUEST_VERIFY, NR_PAGES - 1, 1);
+		ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, 2000));
+	}
+	pv_fill_begin(r.e);
+	rig_pass(&r, 200);
+	s = rig_stats(&r);
+	ck_assert(s.filling && (s.faults_waiting || s.reads_waiting));
+	ck_assert_uint_eq(s.filled_memory + s.filled_swap, 0);
+	rig_release_drain(&r);
+	rig_finish(&r);
+	expect_source_gone(&r);
+	verify_all(&r);
 	rig_end(&r);
 }
 END_TEST
@@ -413,7 +471,6 @@ START_TEST(next_engine)
 		rig_order(&r, 0, GUEST_WRITE, i * 3000, 500);
 		ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
 		replace_engine(&r);
-		mm_uffd_wake(r.plant.uffd, r.block[0].hva, r.block[0].len);
 		pv_fill_begin(r.e);
 		r.source_hold = false;
 		rig_finish(&r);
@@ -428,10 +485,12 @@ int main(void)
 
 	add(s, into_memory, 1);
 	add(s, into_memory_and_swap, 1);
+	add(s, space_is_given_back, 1);
 	add(s, what_is_in_memory, 1);
 	add(s, under_load, 2);
 	add(s, order, 1);
 	add(s, demand_comes_first, 1);
+	add(s, guest_in_need, 2);
 	add(s, demand_in_a_chunk_being_copied, 1);
 	add(s, no_page_out_of_a_chunk_being_copied, 1);
 	add(s, source_error, 2);

@@ -30,12 +30,14 @@ FLAVOURS = {
     "eager-small": ["--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
     "lazy": ["--lazy-pages"],
     "lazy-small": ["--lazy-pages", "--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
+    # When all has come, the images are deleted, and the guest goes on.
+    "fill": ["--lazy-pages", "--fill", "--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
     # Without criu-vm: the guest alone; and the guest with a few of its pages changed by us, which it must notice.
     "plain": None,
     "spoil": None,
 }
 LEAST_BUDGET = 16     # MiB, as criu-vm accepts it
-DEFAULT_FLAVOURS = ["eager", "eager-small", "lazy", "lazy-small", "spoil"]
+DEFAULT_FLAVOURS = ["eager", "eager-small", "lazy", "lazy-small", "fill", "spoil"]
 SPOILED = {"memory", "smp", "disk", "linux"}
 
 
@@ -50,7 +52,8 @@ class Test:
         self.vm_name = f"zdtm-{os.getpid()}-{guest.name}-{flavour}-{accel}"
         self.ram = guest.ram_mib(accel)
         self.few = 1 if accel == "kvm" and SLOW_KVM else 3      # passes
-        self.budget = max(self.ram // opts.share, LEAST_BUDGET) if flavour.endswith("-small") else None     # MiB
+        small = "--ram" in (FLAVOURS[flavour] or [])
+        self.budget = max(self.ram // opts.share, LEAST_BUDGET) if small else None      # MiB
         self.tmp, self.console, self.sampler, self.qemu = "", None, None, None
         self.notes, self.left = {}, []
 
@@ -77,6 +80,8 @@ class Test:
             else:
                 self.dump()
                 self.restore()
+                if "--fill" in FLAVOURS[self.flavour]:
+                    self.fill()
                 self.watch()
                 self.stat()
                 self.end()
@@ -123,6 +128,16 @@ class Test:
         self.notes["first_pass_s"] = round(time.monotonic() - begin, 2)
         self.notes["passes_before"] = before
 
+    def fill(self):
+        begin = time.monotonic()
+
+        def filled():
+            self.console.check()
+            return self.ask_stat()["images"] is None
+        wait_for("a VM that needs its images no longer", 120, filled)
+        self.notes["fill_s"] = round(time.monotonic() - begin, 2)
+        shutil.rmtree(f"{self.tmp}/images")
+
     def watch(self):
         """The guest goes on, and well, for the time asked for and for a few passes at least."""
         begin, first = time.monotonic(), self.console.passes
@@ -153,12 +168,15 @@ class Test:
             raise TestFailed("the restored QEMU holds no memfd")
         self.notes["peak_mib"] = round(self.sampler.peak / MIB, 1)
 
-    def stat(self):
+    def ask_stat(self):
         out = self.criu_vm("stat", self.vm_name, "--json")
         try:
-            self.notes["stat"] = json.loads(out)
+            return json.loads(out)
         except ValueError:
             raise TestFailed(f"stat --json printed no JSON: {out[:200]!r}") from None
+
+    def stat(self):
+        self.notes["stat"] = self.ask_stat()
 
     def end(self):
         """Half of the VMs quit, the others are killed."""
