@@ -49,25 +49,32 @@ class Bench:
     def stat(self):
         return json.loads(self.criu_vm("stat", NAME, "--json"))
 
-    def wait_filled(self):
-        begun = time.monotonic()
-        vm.wait_for("a VM that is filled", 600, lambda: self.stat()["images"] is None)
-        return time.monotonic() - begun
+    def filled(self):
+        return not self.stat().get("fill", {}).get("left")
 
     def kill(self, pid):
         os.kill(pid, 9)
         vm.wait_for("the pager's end", 300, lambda: not vm.processes_of(self.tmp))
 
-    def passes(self, until):
-        """Seconds that each pass took while not until()."""
-        times, seen, last = [], self.console.passes, time.monotonic()
-        while not until():
-            time.sleep(0.02)
-            if self.console.passes > seen:
-                times.append((time.monotonic() - last) / (self.console.passes - seen))
-                seen, last = self.console.passes, time.monotonic()
-        self.console.check()
-        return times
+    def passes(self, flags):
+        """Of a VM that runs: seconds that each pass took, the faults' mean in us, seconds after which it was filled."""
+        console = vm.Console(f"{self.tmp}/serial.sock", f"{self.tmp}/serial.log")
+        pid = self.restore_small("running", *flags)
+        times, filled, begun = [], None, time.monotonic()
+        seen, last, looked = console.passes, begun, begun
+        while (now := time.monotonic()) < begun + self.seconds or (flags and not filled):
+            time.sleep(0.01)
+            console.check()
+            if console.passes > seen:
+                times.append(now - last)
+                seen, last = console.passes, now
+            if flags and not filled and now > looked + 0.2:
+                looked = now
+                filled = now - begun if self.filled() else None
+        stat = self.stat()
+        self.kill(pid)
+        console.stop()
+        return times, stat["counts"]["page_in_ns"] / 1e3 / sum(stat["page_in_latency_log2_us"]), filled
 
     def dd(self, **of):
         begun = time.monotonic()
@@ -92,30 +99,21 @@ class Bench:
         self.dump(NAME, "paused")
         size = os.path.getsize(f"{self.tmp}/paused/pages-1.img") / MIB
 
+        self.console.stop()
         pid = self.restore_small("paused", "--fill")
-        seconds = self.wait_filled()
+        begun = time.monotonic()
+        vm.wait_for("a VM that is filled", 600, self.filled)
+        seconds = time.monotonic() - begun
         counts = self.stat()["counts"]
         self.kill(pid)
         print(f"paused   {size:.0f} MiB in {seconds:.2f} s: {size / seconds:.0f} MiB/s; "
               f"{counts['pages_filled_memory'] / 256:.0f} MiB into memory, {counts['pages_filled_swap'] / 256:.0f} into swap")
         print("disk     reads {:.0f} MiB/s, writes {:.0f}, copies {:.0f}".format(*(size / s for s in self.disk())), flush=True)
 
-        for flags in [], ["--fill"]:
-            pid = self.restore_small("running", *flags)
-            begun, filled = time.monotonic(), None
-
-            def stop():
-                nonlocal filled
-                now = time.monotonic()
-                if flags and not filled and self.stat()["images"] is None:
-                    filled = now - begun
-                return now - begun > self.seconds and (filled or not flags)
-            times = self.passes(stop)
-            counts = self.stat()["counts"]
-            self.kill(pid)
-            print(f"{'filling' if flags else 'running':8} passes of " + " ".join(f"{s:.1f}" for s in times) + " s; "
-                  f"page-ins of {counts['page_in_ns'] / 1e3 / max(sum(counts[f'faults_{x}'] for x in ('swap', 'source')), 1):.0f} us"
-                  + (f"; filled in {filled:.1f} s: {size / filled:.0f} MiB/s" if flags else ""), flush=True)
+        for what, *flags in ("running",), ("filling", "--fill"):
+            times, page_in, filled = self.passes(flags)
+            print(f"{what}  passes of", *(f"{s:.1f}" for s in times), f"s; a page-in takes {page_in:.0f} us",
+                  f"; filled in {filled:.1f} s: {size / filled:.0f} MiB/s" if filled else "", flush=True)
 
 
 def main():

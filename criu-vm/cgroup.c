@@ -49,6 +49,20 @@ static bool find_root(const struct hierarchy *h, char root[PATH_MAX])
 	return found;
 }
 
+int cgroup_memory_hierarchy(void)
+{
+	_cleanup_free_ char *controllers = NULL;
+	char root[PATH_MAX], path[PATH_MAX + 32];
+	size_t len;
+
+	if (find_root(&hierarchies[CGROUP_V2], root)) {
+		snprintf(path, sizeof path, "%s/cgroup.controllers", root);
+		if (!io_read_file(path, PATH_MAX, &controllers, &len) && strstr(controllers, "memory"))
+			return CGROUP_V2;
+	}
+	return find_root(&hierarchies[CGROUP_V1_MEMORY], root) ? CGROUP_V1_MEMORY : CGROUP_NR;
+}
+
 static int write_file(const char *group, const char *file, const char *text)
 {
 	_cleanup_close_ int dir = open(group, O_PATH | O_CLOEXEC), fd = dir < 0 ? -1 : openat(dir, file, O_WRONLY | O_CLOEXEC);

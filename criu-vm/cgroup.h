@@ -30,6 +30,9 @@ struct cgroup {
 
 #define CGROUP_NONE ((struct cgroup){ .scope = NULL })
 
+// Which hierarchy of this host has the memory controller, CGROUP_NR if none has.
+int cgroup_memory_hierarchy(void);
+
 // A new group with the process `first` (0: this one) in it. NAME-2, NAME-3 and so on if another run directory's VM has the name.
 // May block as long as scope_start(). A VM lives without a group too: whatever prevents one is a warning, and
 // *cg is CGROUP_NONE then. -ESRCH: there is no such process. End with cgroup_fini() or cgroup_destroy().

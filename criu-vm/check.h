@@ -55,6 +55,8 @@ bool check_root(struct check_ctx *c, const struct check_item *item, struct check
 bool check_run_dir(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_log_dir(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_swap_dir(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
+bool check_cgroup(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
+bool check_oom_score(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_no_host_swap(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_memlock(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_idle_bitmap(struct check_ctx *c, const struct check_item *item, struct check_answer *a);

@@ -13,6 +13,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "criu-vm/cgroup.h"
 #include "criu-vm/check.h"
 #include "criu-vm/run_dir.h"
 #include "criu-vm/swap_registry.h"
@@ -198,18 +199,41 @@ static uint64_t host_swap(uint64_t *used)
 	return sum;
 }
 
+// Guest pages in memory are locked there; this is about QEMU's own.
 bool check_no_host_swap(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
 {
 	uint64_t used, all = host_swap(&used);
+	int hierarchy = cgroup_memory_hierarchy();
 	char size[16], size_used[16];
 
 	(void)c;
 	(void)item;
 	if (!all)
 		return true;
-	check_found(a, "the host has %s of swap, %s in use: guest pages that the budget pays for, and QEMU's own, may go there",
-		    size_format(all, size), size_format(used, size_used));
-	return false;
+	check_found(a, "the host has %s of swap, %s in use; %s", size_format(all, size), size_format(used, size_used),
+		    hierarchy == CGROUP_V2	  ? "VMs are kept out of it by their control groups" :
+		    hierarchy == CGROUP_V1_MEMORY ? "cgroup v1 keeps a VM's QEMU out of it only while there is other memory to take" :
+						    "a VM's QEMU may go there");
+	return hierarchy == CGROUP_V2;
+}
+
+bool check_cgroup(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
+{
+	int hierarchy = cgroup_memory_hierarchy();
+
+	(void)c;
+	(void)item;
+	if (hierarchy != CGROUP_NR)
+		check_found(a, hierarchy == CGROUP_V2 ? "v2" : "v1");
+	return hierarchy != CGROUP_NR;
+}
+
+bool check_oom_score(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
+{
+	(void)c;
+	(void)item;
+	(void)a;
+	return effective_capabilities() >> CAP_SYS_RESOURCE & 1;
 }
 
 bool check_memlock(struct check_ctx *c, const struct check_item *item, struct check_answer *a)

@@ -286,8 +286,7 @@ void vm_monitor_end(struct vm_pager *v)
 		qmp_close(m->qmp);
 		free(m);
 	}
-	for (unsigned i = 0; i < 2; i++)
-		close(v->opened[i]);
+	close(v->opened[0]); // the other end is the thread's, which may be at it just now
 }
 
 void vm_monitor_recall(struct vm_pager *v)
