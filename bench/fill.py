@@ -50,7 +50,7 @@ class Bench:
         return json.loads(self.criu_vm("stat", NAME, "--json"))
 
     def filled(self):
-        return not self.stat().get("fill", {}).get("left")
+        return not self.stat()["memory"]["source"]
 
     def kill(self, pid):
         os.kill(pid, 9)

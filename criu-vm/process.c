@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +14,9 @@
 #include "util/io.h"
 #include "util/log.h"
 #include "util/size.h"
+
+#define REAP_TRIES 20
+#define REAP_WAIT_US 10000
 
 uint64_t process_start(pid_t pid)
 {
@@ -37,6 +41,27 @@ const char *process_how_it_ended(int status, char *buf, size_t size)
 	else
 		snprintf(buf, size, "exit status %d", WEXITSTATUS(status));
 	return buf;
+}
+
+// Linux 6.15; from include/uapi/linux/pidfd.h.
+struct exit_info {
+	uint64_t mask, cgroupid;
+	uint32_t pid, tgid, ppid, ids[8];
+	int32_t exit_code;
+};
+#define GET_EXIT_INFO _IOWR(0xFF, 11, struct exit_info)
+#define INFO_EXIT (1UL << 3)
+
+int process_exit_status(int pidfd)
+{
+	for (unsigned i = 0; i < REAP_TRIES; i++) {
+		struct exit_info info = { .mask = INFO_EXIT };
+
+		if (!ioctl(pidfd, GET_EXIT_INFO, &info) && info.mask & INFO_EXIT)
+			return info.exit_code;
+		usleep(REAP_WAIT_US);
+	}
+	return -1;
 }
 
 void process_spare_from_oom(void)

@@ -8,6 +8,9 @@
 uint64_t process_start(pid_t pid);
 // "killed by signal 9 (Killed)" or "exit status 1", of what waitpid() says.
 const char *process_how_it_ended(int status, char *buf, size_t size);
+// How a process ended that is not our child, as waitpid() would say it; -1: the kernel (before 6.15) does not know, or nobody has
+// reaped it. Waits for that, a little.
+int process_exit_status(int pidfd);
 // The kernel shall not choose the calling process, or those that it starts, when memory is short. Logs at most a warning.
 void process_spare_from_oom(void);
 // Bytes that can be had without swapping (MemAvailable). -errno.

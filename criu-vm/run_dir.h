@@ -8,6 +8,7 @@
 //     supervisor            locked by the VM's supervisor
 //     exe                   the criu-vm that its next pager is started from
 //     vcpus                 their thread ids
+//     status                how it ended, where a pager saw it
 //     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
 //     qmp.sock              criu-vm's own QMP monitor of the VM

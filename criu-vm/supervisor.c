@@ -190,7 +190,7 @@ int supervisor_start(const struct run_dir *rd, const struct vm_state *s)
 
 int supervisor_bury(struct run_dir *rd, int status)
 {
-	_cleanup_free_ char *reason = NULL;
+	_cleanup_free_ char *reason = NULL, *seen = NULL;
 	char path[PATH_MAX], how[80];
 	struct vm_state s;
 	bool alive;
@@ -205,6 +205,8 @@ int supervisor_bury(struct run_dir *rd, int status)
 	}
 	if (io_read_file(run_dir_file(rd, "reason", path, sizeof path), PATH_MAX, &reason, &len))
 		reason = NULL;
+	if (status < 0 && !io_read_file(run_dir_file(rd, "status", path, sizeof path), PATH_MAX, &seen, &len))
+		status = atoi(seen);
 	if (run_dir_has(rd, "running"))
 		log_warn("ended: %s%s%s", status >= 0 ? process_how_it_ended(status, how, sizeof how) : "how is not known, QEMU was not its supervisor's child",
 			 reason ? ", " : "", reason ? reason : "");

@@ -10,6 +10,7 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/launch.h"
+#include "criu-vm/process.h"
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -226,6 +227,17 @@ static int serve(struct vm_pager *v)
 	return lp_pager_run(v->lp);
 }
 
+// For whoever buries the VM, and was not QEMU's parent.
+static void note_end(const struct vm_pager *v)
+{
+	int status = v->qemu_pidfd >= 0 ? process_exit_status(v->qemu_pidfd) : -1;
+	char text[12];
+
+	snprintf(text, sizeof text, "%d", status);
+	if (status >= 0)
+		run_dir_mark(v->rd, "status", text);
+}
+
 int vm_pager_run(struct run_dir *rd, int launch_fd)
 {
 	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .started = launch_fd < 0, .io_fd = -1,
@@ -240,6 +252,8 @@ int vm_pager_run(struct run_dir *rd, int launch_fd)
 		r = serve(&v);
 	if (r == -ESRCH)
 		r = 0;
+	if (!r)
+		note_end(&v);
 	if (!r && launch_fd >= 0 && !v.started)
 		launch_send(launch_fd, "error QEMU has ended; its output is in %s", v.state.log ? v.state.log : "the log");
 	if (r < 0)

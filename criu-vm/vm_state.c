@@ -142,17 +142,18 @@ static int blocks_from_json(const json_t *blocks, struct vm_state *s)
 
 static int from_json(const json_t *j, struct vm_state *s)
 {
-	if (json_integer_value(json_object_get(j, "version")) != STATE_VERSION)
-		return -EPROTO;
-	for (size_t i = 0; i < ARRAY_SIZE(fields); i++) {
-		int r = field_from_json(s, &fields[i], json_object_get(j, fields[i].name));
+	int r = json_integer_value(json_object_get(j, "version")) == STATE_VERSION ? 0 : -EPROTO;
 
-		if (r)
-			return r;
-	}
-	if (s->swap_path && !s->swap_token)
+	for (size_t i = 0; !r && i < ARRAY_SIZE(fields); i++)
+		r = field_from_json(s, &fields[i], json_object_get(j, fields[i].name));
+	if (!r)
+		r = blocks_from_json(json_object_get(j, "blocks"), s);
+	if (r)
+		return r;
+	// Before there is a QEMU, not all is known.
+	if (s->qemu && s->paging && (s->budget > s->ram || !s->nr_chunks || !s->nr_blocks))
 		return -EPROTO;
-	return blocks_from_json(json_object_get(j, "blocks"), s);
+	return s->swap_path && !s->swap_token ? -EPROTO : 0;
 }
 
 int vm_state_load(const struct run_dir *rd, struct vm_state *s)

@@ -114,7 +114,7 @@ def trouble_and_pager_killed(rig, command):
     rig.in_trouble("Input/output error")
     pager = rig.pager()
     rig.kill(pager)
-    rig.served(pager)
+    wait_for("another pager", 20, lambda: rig.stat().get("pager_pid") not in (None, pager))
     rig.in_trouble("Input/output error")
     fs(command.replace("EIO", "0"))
     vm.passes(5, 60)

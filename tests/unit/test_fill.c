@@ -37,6 +37,13 @@ static void expect_source_gone(struct rig *r)
 			ck_assert_int_ne(pv_page_home(&r->pages[i], page), PV_HOME_SOURCE);
 }
 
+// What page-out there is to be has been.
+static void settle(struct rig *r)
+{
+	rig_pass(r, 50);
+	ck_assert(rig_until(r, !rig_stats(r).page_out_under_way, RIG_PATIENCE_MS));
+}
+
 static void fill(struct rig *r)
 {
 	pv_fill_begin(r->e);
@@ -125,7 +132,7 @@ START_TEST(what_is_in_memory)
 
 	start(&r);
 	rig_do(&r, 0, GUEST_VERIFY, 0, NR_PAGES);
-	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, RIG_PATIENCE_MS));
+	settle(&r);
 	before = rig_stats(&r);
 	ck_assert(before.standby && before.resident > before.standby && before.remote);
 	ck_assert_uint_eq(before.source, NR_PAGES);
@@ -216,6 +223,7 @@ START_TEST(order)
 	for (size_t i = 0; i < NR_CHUNKS; i++) {
 		ck_assert(!list_empty(&r.source_queue));
 		came[i] = answer_one(&r);
+		ck_assert_int_eq(pv_page_home(&r.pages[came[i]], 255), PV_HOME_NONE);
 	}
 	for (size_t i = 0; i < 3; i++)
 		ck_assert_uint_eq(came[i], touched[2 - i]); // the hottest first
@@ -297,7 +305,7 @@ static void hold_copies(struct rig *r, uint64_t chunk)
 {
 	start(r);
 	rig_do(r, 0, GUEST_WRITE, 0, BUDGET / PAGE_SIZE);
-	ck_assert(rig_until(r, !rig_stats(r).page_out_under_way, RIG_PATIENCE_MS));
+	settle(r);
 	rig_do(r, 1, GUEST_VERIFY, chunk * 256, 1);
 	r->copy_hold = true;
 	rig_pass(r, 20);
