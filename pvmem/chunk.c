@@ -79,15 +79,15 @@ void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[
 
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home)
 {
-	uint64_t *const to = home == PV_HOME_ZERO ? p->zero : home == PV_HOME_SWAP ? p->swap : home == PV_HOME_SOURCE ? p->source : NULL;
-	uint64_t *const homes[] = { p->source, p->swap, p->zero }; // the one that is meant is cleared last
+	uint64_t *const homes[] = { [PV_HOME_ZERO] = p->zero, [PV_HOME_SWAP] = p->swap, [PV_HOME_SOURCE] = p->source };
 
-	for (unsigned w = 0; to && w < PV_WORDS; w++)
-		to[w] |= which[w];
-	for (unsigned i = 0; i < ARRAY_SIZE(homes); i++) {
+	if (home != PV_HOME_NONE)
+		for (unsigned w = 0; w < PV_WORDS; w++)
+			homes[home][w] |= which[w];
+	for (enum pv_home h = PV_HOME_SOURCE; h != PV_HOME_NONE; h--) { // the one that is meant is cleared last
 		KEEP_ORDER();
-		for (unsigned w = 0; homes[i] != to && w < PV_WORDS; w++)
-			homes[i][w] &= ~which[w];
+		for (unsigned w = 0; h != home && w < PV_WORDS; w++)
+			homes[h][w] &= ~which[w];
 	}
 	KEEP_ORDER();
 }

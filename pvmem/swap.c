@@ -193,8 +193,8 @@ int pv_swap_prepare(const char *path, uint64_t len, bool sparse, struct pv_swap 
 
 	*s = (struct pv_swap){ .fd = -1, .path = device ? realpath(path, NULL) : path_to_be(path), .len = len, .sparse = sparse, .device = device };
 	if (!s->path)
-		r = errno ? -errno : -ENOMEM;
-	else if (!device)
+		return tell_open_failed(path, errno > 0 ? -errno : -ENOMEM);
+	if (!device)
 		r = open_file(s);
 	else if ((s->fd = open(s->path, O_RDWR | O_EXCL | O_CLOEXEC)) < 0)
 		r = -errno;
