@@ -30,7 +30,7 @@ static const struct cmd_option common_options[] = {
 static volatile sig_atomic_t interrupted;
 
 // What asks for an end; and what would end or stop us in the middle of something, where an error is told by errno as well.
-static const int ending[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT }, unwanted[] = { SIGPIPE, SIGXFSZ, SIGTSTP };
+static const int ending[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT }, unwanted[] = { SIGPIPE, SIGXFSZ, SIGTSTP, SIGUSR1, SIGUSR2, SIGALRM };
 
 static void on_signal(int sig)
 {

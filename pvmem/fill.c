@@ -252,6 +252,7 @@ void pv_fill_fini(struct pv_engine *e)
 		e->fill.copy[i].source.dest = NULL;
 	}
 	e->fill.active = false;
+	e->fill.failing_since_ns = 0;
 }
 
 // A read that was begun may still use the source when the page that it was for has another home.

@@ -20,7 +20,7 @@ import life_trouble         # noqa: E402,F401
 import life_fence           # noqa: E402,F401
 import life_pressure        # noqa: E402,F401
 import life_long            # noqa: E402
-from life_rig import LifeRig                            # noqa: E402
+from life_rig import BY_NAME, LifeRig                   # noqa: E402
 from misuse_rig import TESTS                            # noqa: E402
 
 SUITE_KILLS = (["memory-random", "disk"], 5)
@@ -30,7 +30,7 @@ def main():
     parser = suite.parser(__doc__)
     parser.add_argument("command", nargs="?", choices=["kills", "hog", "idle"])
     parser.add_argument("--rounds", type=int, default=100, metavar="N", help="of kills, for each guest (100)")
-    parser.add_argument("-t", dest="guest", action="append", choices=life_long.BY_NAME, metavar="GUEST", help="to be killed under")
+    parser.add_argument("-t", dest="guest", action="append", choices=BY_NAME, metavar="GUEST", help="to be killed under")
     opts = parser.parse_args()
     tests = {None: TESTS + life_long.kill_tests(*SUITE_KILLS), "kills": life_long.kill_tests(opts.guest, opts.rounds),
              "hog": [("hog", life_long.hog)], "idle": [("idle", life_long.idle)]}

@@ -69,6 +69,30 @@ def pager_killed(rig, flavour):
     rig.note = f"another serves in {sorted(took)[2]:.2f} s"
 
 
+@cases(sigsegv=signal.SIGSEGV, sigabrt=signal.SIGABRT, sigsys=signal.SIGSYS)
+def pager_crashes(rig, signum):
+    vm = rig.paged()
+    pager = rig.pager()
+    rig.kill(pager, signum)
+    rig.served(pager)
+    vm.passes(3)
+    vm.runs_on()
+
+
+@test
+def supervisor_keeps_on(rig):
+    """What a terminal or a service manager sends to all ends neither it nor its children."""
+    vm = rig.paged()
+    before = rig.stat()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGALRM):
+        os.kill(before["supervisor_pid"], signum)
+    vm.passes(3)
+    after = rig.stat()
+    check(all(before[k] == after[k] for k in ("supervisor_pid", "pager_pid")), f"they are others: {before}, {after}")
+    rig.kill_pager()
+    vm.runs_on()
+
+
 @test
 def pager_killed_at_once(rig):
     """The one that takes over is killed before it serves, too."""

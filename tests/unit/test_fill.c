@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // All that the page source has comes by itself, into memory and into the swap image, while a real process goes on.
+#include <limits.h>
+
 #include "engine_suite.h"
 
 #define BUDGET (16 * MiB)
@@ -376,6 +378,23 @@ START_TEST(source_error)
 }
 END_TEST
 
+// The guest has no use for it any more.
+START_TEST(needless_trouble)
+{
+	struct rig r;
+
+	quiet();
+	start(&r);
+	r.source_errors = UINT_MAX;
+	pv_fill_begin(r.e);
+	expect_trouble(&r, "the test's source fails", -EIO, 0);
+	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
+	expect_source_gone(&r);
+	ck_assert_ptr_null(rig_stats(&r).trouble);
+	finish_held(&r);
+}
+END_TEST
+
 // The guest waits for a page that is on its way into memory, and does not come.
 START_TEST(wanted_page_does_not_come)
 {
@@ -477,7 +496,7 @@ START_TEST(next_engine)
 		ck_assert(rig_until(&r, rig_stats(&r).filled_memory + rig_stats(&r).filled_swap, 2000));
 		r.source_hold = true;
 		rig_order(&r, 0, GUEST_WRITE, i * 3000, 500);
-		ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+		ck_assert(rig_until(&r, !list_empty(&r.source_queue) && !rig_stats(&r).page_out_under_way, RIG_PATIENCE_MS));
 		replace_engine(&r);
 		pv_fill_begin(r.e);
 		r.source_hold = false;
@@ -502,6 +521,7 @@ int main(void)
 	add(s, demand_in_a_chunk_being_copied, 1);
 	add(s, no_page_out_of_a_chunk_being_copied, 1);
 	add(s, source_error, 2);
+	add(s, needless_trouble, 1);
 	add(s, wanted_page_does_not_come, 1);
 	add(s, write_error, 1);
 	add(s, discards, 2);

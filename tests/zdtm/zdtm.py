@@ -129,13 +129,10 @@ class Test:
         self.notes["passes_before"] = before
 
     def fill(self):
-        begin = time.monotonic()
-
         def filled():
             self.console.check()
             return self.ask_stat()["images"] is None
         wait_for("a VM that needs its images no longer", 120, filled)
-        self.notes["fill_s"] = round(time.monotonic() - begin, 2)
         shutil.rmtree(f"{self.tmp}/images")
 
     def watch(self):
