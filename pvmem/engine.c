@@ -161,6 +161,7 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	list_init(&e->drained);
 	list_init(&e->writing);
 	list_init(&e->standby);
+	list_init(&e->writes);
 	list_init(&e->remap);
 	list_init(&e->delayed);
 	e->delay_timer.op.done = pv_delay_timer_done;
@@ -235,6 +236,7 @@ void pv_engine_free(struct pv_engine *e)
 	if (!e)
 		return;
 	if (e->remap.next) {
+		free_list(&e->writes);
 		free_list(&e->remap);
 		free_list(&e->delayed);
 	}

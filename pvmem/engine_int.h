@@ -45,6 +45,7 @@ struct pv_engine {
 	bool held;
 	// Draining are: zapped, too late for the drain under way; draining, in it; drained, waiting to be written.
 	struct list zapping, zapped, draining, drained, writing, standby;
+	struct list writes; // write-outs in flight
 	uint64_t nr_out, nr_standby;
 	unsigned nr_zapping;
 	bool drain_busy, drain_failing;

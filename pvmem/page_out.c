@@ -18,6 +18,7 @@
 
 // Write-out of a run of stale pages of one chunk.
 struct write_out {
+	struct list link; // of those in flight
 	struct loop_op op;
 	struct pv_engine *e;
 	uint64_t chunk;
@@ -146,6 +147,7 @@ static void write_out_done(struct loop_op *op, int res)
 		e->stats.out_written += w->nr;
 		e->out_failing_since_ns = 0;
 	}
+	list_remove(&w->link);
 	give_back_discarded(e, w);
 	if (!--c->nr_writes) {
 		bool failed = c->write_failed;
@@ -186,6 +188,7 @@ static void write_out(struct pv_engine *e, uint64_t chunk)
 		*w = (struct write_out){ .op.done = write_out_done, .e = e, .chunk = chunk, .first = (unsigned)i, .nr = (unsigned)n };
 		c->nr_writes++;
 		c->swap_used = true;
+		list_append(&e->writes, &w->link);
 		loop_write(e->o.loop, &w->op, e->o.swap->fd, map + i * PAGE_SIZE, n * PAGE_SIZE, chunk * PV_CHUNK_SIZE + i * PAGE_SIZE);
 	}
 	if (!c->nr_writes)

@@ -4,7 +4,6 @@
 
 #include <sys/ioctl.h>
 
-#include "lazy-pages/take_over.h"
 #include "pvmem/recover.h"
 #include "traced.h"
 #include "unserved.h"
@@ -55,14 +54,12 @@ static void expect_old_or_new(const struct change *c, const struct pv_pages *bef
 		enum pv_home is = pv_page_home(&c->p, i), was = pv_page_home(before, i), lately = pv_page_home(last, i);
 		bool meant = bitmap_test(c->which, i), valid = bitmap_test(c->p.valid, i);
 
-		if (c->sets_valid) {
-			ck_assert_msg(is == was, "page %u was %u, is %u", i, was, is);
-			ck_assert(valid == bitmap_test(before->valid, i) || (meant && valid == c->valid));
-			continue;
-		}
-		ck_assert(valid == bitmap_test(before->valid, i));
-		ck_assert_msg(is == was || (meant && is == c->to), "page %u was %u, is %u on its way to %u", i, was, is, c->to);
-		ck_assert_msg(is == lately || is == c->to, "page %u was %u already, is %u again", i, lately, is);
+		if (valid != bitmap_test(before->valid, i) && !(c->sets_valid && meant && valid == c->valid))
+			ck_abort_msg("page %u is %svalid", i, valid ? "" : "not ");
+		if (is != was && !(!c->sets_valid && meant && is == c->to))
+			ck_abort_msg("page %u was %u, is %u on its way to %u", i, was, is, c->to);
+		if (is != lately && is != c->to)
+			ck_abort_msg("page %u was %u already, is %u again", i, lately, is);
 	}
 }
 
@@ -156,45 +153,15 @@ static void zap(struct rig *r, size_t page, size_t nr)
 	ck_assert_int_eq(res, 0);
 }
 
-static void map_page(struct rig *r, size_t page, bool clean)
-{
-	uint64_t done;
-
-	ck_assert_int_eq(mm_uffd_continue(r->plant.uffd, unserved_hva(r, page), PAGE_SIZE, clean, true, &done), 0);
-}
-
-static void punch(struct rig *r, size_t page)
-{
-	const struct pv_block *b = &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
-
-	ck_assert_int_eq(fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page * PAGE_SIZE - b->off), PAGE_SIZE), 0);
-}
-
-static bool has_data(const struct rig *r, size_t page)
-{
-	const struct pv_block *b = &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
-	off_t at = (off_t)(page * PAGE_SIZE - b->off);
-
-	return lseek(b->memfd, at, SEEK_DATA) == at;
-}
-
-static size_t chunk_pages(const struct rig *r, size_t chunk)
-{
-	const struct guest_block *b = &r->g->block[r->nr_blocks > 1 && chunk * PV_CHUNK_PAGES >= r->g->block[1].first];
-	size_t left = b->first + b->nr - chunk * PV_CHUNK_PAGES;
-
-	return left < PV_CHUNK_PAGES ? left : PV_CHUNK_PAGES;
-}
-
 // All pages of the chunk, some of them by the guest.
 static void make_rows(struct rig *r, size_t chunk)
 {
-	size_t first = chunk * PV_CHUNK_PAGES, nr = chunk_pages(r, chunk);
+	size_t first = chunk * PV_CHUNK_PAGES, nr = unserved_chunk_pages(r, chunk);
 
 	rig_put(r, first, nr, PV_HOME_NONE);
 	for (size_t i = first; i < first + nr; i++)
 		if (row_of(i).entry != NEVER)
-			map_page(r, i, true);
+			unserved_map(r, i, true);
 	for (size_t i = first; i < first + nr; i++)
 		if (row_of(i).entry == EMPTIED)
 			unserved_do(r, 0, GUEST_WRITE, i, 1);
@@ -203,11 +170,11 @@ static void make_rows(struct rig *r, size_t chunk)
 		struct row row = row_of(i);
 
 		if (row.entry < MARKED)
-			map_page(r, i, row.entry != UNPROTECTED);
+			unserved_map(r, i, row.entry != UNPROTECTED);
 		if (row.entry == DIRTY)
 			unserved_do(r, 1, GUEST_WRITE, i, 1);
 		if (!row.data)
-			punch(r, i);
+			unserved_punch(r, i);
 	}
 }
 
@@ -220,7 +187,7 @@ static void make_table(struct rig *r, size_t chunk)
 	for (unsigned i = 0; i < PV_CHUNK_PAGES; i++) {
 		struct row row = row_of(chunk * PV_CHUNK_PAGES + i);
 
-		if (i >= chunk_pages(r, chunk))
+		if (i >= unserved_chunk_pages(r, chunk))
 			row = (struct row){ .home = PV_HOME_ZERO };
 		pv_page_set_home(p, i, row.home);
 		if (row.valid)
@@ -238,10 +205,10 @@ static void expect_row(struct rig *r, size_t page, struct pv_recovered *what)
 	char text[96], *want = malloc(PAGE_SIZE);
 
 	snprintf(text, sizeof text, "page %zu: %svalid, %s, entry %u, home %u", page, row.valid ? "" : "not ", row.data ? "data" : "hole",
-		 row.entry, row.home);
+		 (unsigned)row.entry, (unsigned)row.home);
 	ck_assert_msg(bitmap_test(p->valid, page % PV_CHUNK_PAGES) == stays, "%s: wrong validity", text);
 	ck_assert_msg(pv_page_home(p, page % PV_CHUNK_PAGES) == home, "%s: its home is %u now", text, pv_page_home(p, page % PV_CHUNK_PAGES));
-	ck_assert_msg(has_data(r, page) == stays, "%s: the memfd has %s", text, stays ? "a hole" : "data");
+	ck_assert_msg(unserved_has_data(r, page) == stays, "%s: the memfd has %s", text, stays ? "a hole" : "data");
 	guest_fill(want, r->g->seed[page]);
 	ck_assert_msg(!stays || !memcmp(want, rig_page(r, page), PAGE_SIZE), "%s: wrong content", text);
 	free(want);
@@ -288,7 +255,7 @@ static struct pv_recovered expect_rows(struct rig *r)
 	struct pv_recovered want = { 0 };
 
 	for (size_t i = 0; i < ARRAY_SIZE(row_chunks); i++)
-		for (size_t page = 0; page < chunk_pages(r, row_chunks[i]); page++)
+		for (size_t page = 0; page < unserved_chunk_pages(r, row_chunks[i]); page++)
 			expect_row(r, row_chunks[i] * PV_CHUNK_PAGES + page, &want);
 	return want;
 }
@@ -387,7 +354,7 @@ START_TEST(not_known)
 	rig_put(&r, 0, 300, PV_HOME_NONE);
 	unserved_start(&r);
 	for (size_t i = 0; i < 300; i++) {
-		map_page(&r, i, true);
+		unserved_map(&r, i, true);
 		pv_page_set_home(&r.pages[i / PV_CHUNK_PAGES], i % PV_CHUNK_PAGES, PV_HOME_SWAP);
 	}
 	recover(&r, &what);
@@ -422,181 +389,6 @@ START_TEST(damaged)
 }
 END_TEST
 
-// ---- zaps of the dead, and what the guest gave back meanwhile
-
-static bool is_in_syscall(const struct rig *r, size_t worker, long nr)
-{
-	char path[64], text[32] = "";
-	int fd;
-
-	snprintf(path, sizeof path, "/proc/%d/task/%d/syscall", r->pid, r->g->worker[worker].tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	ck_assert(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
-	close(fd);
-	return strtol(text, NULL, 10) == nr && text[0] != 'r';
-}
-
-// Its REMOVE event is there, and nobody reads it.
-static void begin_discard(struct rig *r, size_t worker, size_t first, size_t nr)
-{
-	rig_order(r, worker, GUEST_DISCARD, first, nr);
-	ck_assert(unserved_until(is_in_syscall(r, worker, SYS_madvise), 2000));
-}
-
-struct zaps {
-	struct rig *r;
-	const size_t *chunks;
-	size_t nr;
-};
-
-// As the engine does it.
-static void order_zaps(void *arg)
-{
-	const struct zaps *z = arg;
-
-	rig_new_zapper(z->r);
-	for (size_t i = 0; i < z->nr; i++) {
-		size_t page = z->chunks[i] * PV_CHUNK_PAGES;
-
-		z->r->pages[z->chunks[i]].zapping = 1;
-		if (mm_zap_queue(z->r->zapper, unserved_hva(z->r, page), chunk_pages(z->r, z->chunks[i]) * PAGE_SIZE, i))
-			_exit(1);
-	}
-	if (mm_zap_submit(z->r->zapper))
-		_exit(1);
-}
-
-// By a child that ends when it has ordered them, or when it is about to wake the ring's thread, which sleeps.
-static void zaps_of_the_dead(struct rig *r, const size_t *chunks, size_t nr, bool started)
-{
-	struct zaps z = { r, chunks, nr };
-	pid_t pid = traced_fork(order_zaps, &z);
-
-	while (traced_step(pid, PTRACE_SYSCALL))
-		if (!started && traced_syscall(pid) == SYS_io_uring_enter) {
-			traced_kill(pid);
-			return;
-		}
-	ck_assert(started);
-}
-
-static int settle(struct rig *r)
-{
-	int pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0), ret;
-
-	if (!r->zapper)
-		rig_new_zapper(r);
-	ret = lp_settle(&r->plant, r->zapper, r->pagemap, r->block, r->nr_blocks, r->pages, pidfd);
-	close(pidfd);
-	return ret;
-}
-
-static void start_mapped(struct rig *r)
-{
-	quiet();
-	rig_init(r, PAGES, MORE_PAGES, BUDGET);
-	for (size_t page = 0; page < r->g->nr_pages; page++)
-		rig_put(r, page, 1, PV_HOME_NONE);
-	unserved_start(r);
-	for (size_t page = 0; page < r->g->nr_pages; page++)
-		if (rig_page(r, page))
-			map_page(r, page, true);
-}
-
-// Each second page. It would come back as it was.
-static void swap_out(struct rig *r, size_t first, size_t nr)
-{
-	for (size_t page = first; page < first + nr; page += 2) {
-		punch(r, page);
-		pv_page_set_home(&r->pages[page / PV_CHUNK_PAGES], page % PV_CHUNK_PAGES, PV_HOME_SWAP);
-		bitmap_clear(r->pages[page / PV_CHUNK_PAGES].valid, page % PV_CHUNK_PAGES);
-	}
-}
-
-static void expect_pages(const struct rig *r, size_t first, size_t nr, bool there)
-{
-	uint64_t mapped[BITMAP_WORDS(PAGES + MORE_PAGES + PV_CHUNK_PAGES)];
-
-	ck_assert_int_eq(mm_pagemap_scan(r->pagemap, unserved_hva(r, first), nr * PAGE_SIZE, MM_SCAN_PRESENT, mapped), 0);
-	for (size_t page = first; page < first + nr; page++) {
-		const struct pv_pages *p = &r->pages[page / PV_CHUNK_PAGES];
-
-		ck_assert_msg(bitmap_test(p->valid, page % PV_CHUNK_PAGES) == there, "page %zu is %s", page, there ? "gone" : "still valid");
-		ck_assert_msg(has_data(r, page) == there, "page %zu %s", page, there ? "was punched" : "is in memory");
-		ck_assert_int_eq(pv_page_home(p, page % PV_CHUNK_PAGES), there ? PV_HOME_NONE : PV_HOME_ZERO);
-		ck_assert(!bitmap_test(mapped, page - first) || there);
-	}
-}
-
-static void expect_chunk(const struct rig *r, size_t chunk, bool there)
-{
-	expect_pages(r, chunk * PV_CHUNK_PAGES, chunk_pages(r, chunk), there);
-}
-
-static void expect_unmapped(const struct rig *r, size_t chunk)
-{
-	uint64_t mapped[PV_WORDS];
-
-	ck_assert_int_eq(mm_pagemap_scan(r->pagemap, unserved_hva(r, chunk * PV_CHUNK_PAGES), chunk_pages(r, chunk) * PAGE_SIZE, MM_SCAN_PRESENT,
-					 mapped), 0);
-	ck_assert(bitmap_empty(mapped, PV_CHUNK_PAGES));
-}
-
-// started: by the ring's thread; else only ordered.
-START_TEST(zaps_and_discards)
-{
-	static const size_t zapped[] = { 1, 7, CHUNKS, CHUNKS + 4 };
-	const size_t span = (CHUNKS + 3) * PV_CHUNK_PAGES; // the second block's third chunk
-	struct rig r;
-
-	start_mapped(&r);
-	swap_out(&r, 3 * PV_CHUNK_PAGES, PV_CHUNK_PAGES);
-	swap_out(&r, 6 * PV_CHUNK_PAGES, 10);
-	swap_out(&r, 7 * PV_CHUNK_PAGES, PV_CHUNK_PAGES);
-	swap_out(&r, span - 2, 5);
-	begin_discard(&r, 0, 3 * PV_CHUNK_PAGES, PV_CHUNK_PAGES);
-	begin_discard(&r, 1, 6 * PV_CHUNK_PAGES, 10);
-	begin_discard(&r, 2, 7 * PV_CHUNK_PAGES, PV_CHUNK_PAGES);
-	begin_discard(&r, 3, span - 2, 5);
-	zaps_of_the_dead(&r, zapped, ARRAY_SIZE(zapped), _i);
-	r.pages[6].zapping = 1; // and the zap was not even ordered
-	ck_assert_int_eq(settle(&r), 0);
-	ck_assert(unserved_until(rig_idle(&r), 2000));
-	for (size_t i = 0; i < r.nr_chunks; i++)
-		ck_assert_uint_eq(r.pages[i].zapping, 0);
-	for (size_t i = 0; i < ARRAY_SIZE(zapped); i++)
-		expect_unmapped(&r, zapped[i]);
-	expect_chunk(&r, 0, true);
-	expect_chunk(&r, 1, true);
-	expect_chunk(&r, 3, false);
-	expect_pages(&r, 6 * PV_CHUNK_PAGES, 10, false);
-	expect_pages(&r, 6 * PV_CHUNK_PAGES + 10, PV_CHUNK_PAGES - 10, true);
-	expect_chunk(&r, 7, false); // twice: by the zap, and by the guest
-	expect_chunk(&r, CHUNKS, true);
-	expect_pages(&r, span - 2, 5, false);
-	expect_pages(&r, span + 3, PV_CHUNK_PAGES - 3, true);
-	expect_chunk(&r, CHUNKS + 4, true);
-	unserved_end(&r);
-}
-END_TEST
-
-// The next one does not wait for who is gone.
-START_TEST(qemu_ends)
-{
-	static const size_t zapped[] = { 2 };
-	struct rig r;
-	int err;
-
-	start_mapped(&r);
-	zaps_of_the_dead(&r, zapped, 1, true);
-	rig_new_zapper(&r);
-	kill(r.pid, SIGKILL);
-	err = settle(&r);
-	ck_assert_msg(!err || err == -ESRCH, "%s", strerror(-err));
-	unserved_end(&r);
-}
-END_TEST
-
 int main(void)
 {
 	Suite *s = suite_create("recover");
@@ -608,7 +400,5 @@ int main(void)
 	add(s, never_mapped, 1);
 	add(s, not_known, 1);
 	add(s, damaged, 1);
-	add(s, zaps_and_discards, 2);
-	add(s, qemu_ends, 1);
 	return run(s);
 }

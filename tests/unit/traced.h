@@ -2,6 +2,7 @@
 // A child that is followed from instruction to instruction, or from system call to system call, and killed where a test wants it.
 #pragma once
 #include <check.h>
+#include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -47,13 +48,21 @@ static inline bool traced_step(pid_t pid, enum __ptrace_request how)
 	return true;
 }
 
-// The number of the system call at whose entry or exit it is.
-static inline long traced_syscall(pid_t pid)
+// The system call that it is about to enter, or has just left; -1: it is not.
+static inline long traced_entering(pid_t pid)
 {
 	struct user_regs_struct regs;
 
 	ck_assert_int_eq(ptrace(PTRACE_GETREGS, pid, NULL, &regs), 0);
-	return (long)regs.orig_rax;
+	return (long)regs.rax == -ENOSYS ? (long)regs.orig_rax : -1;
+}
+
+static inline long traced_left(pid_t pid)
+{
+	struct user_regs_struct regs;
+
+	ck_assert_int_eq(ptrace(PTRACE_GETREGS, pid, NULL, &regs), 0);
+	return (long)regs.rax == -ENOSYS ? -1 : (long)regs.orig_rax;
 }
 
 static inline void traced_kill(pid_t pid)

@@ -57,9 +57,44 @@ static inline void unserved_do(struct rig *r, size_t worker, enum guest_order or
 	ck_assert_msg(unserved_until(rig_idle(r), 2000), "the guest waits at a page from %zu on", first);
 }
 
+static inline const struct pv_block *unserved_block(const struct rig *r, size_t page)
+{
+	return &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
+}
+
 static inline uint64_t unserved_hva(const struct rig *r, size_t page)
 {
-	const struct pv_block *b = &r->block[r->nr_blocks > 1 && page * PAGE_SIZE >= r->block[1].off];
+	const struct pv_block *b = unserved_block(r, page);
 
 	return b->hva + (page * PAGE_SIZE - b->off);
+}
+
+static inline void unserved_map(struct rig *r, size_t page, bool clean)
+{
+	uint64_t done;
+
+	ck_assert_int_eq(mm_uffd_continue(r->plant.uffd, unserved_hva(r, page), PAGE_SIZE, clean, true, &done), 0);
+}
+
+static inline void unserved_punch(struct rig *r, size_t page)
+{
+	const struct pv_block *b = unserved_block(r, page);
+
+	ck_assert_int_eq(fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page * PAGE_SIZE - b->off), PAGE_SIZE), 0);
+}
+
+static inline bool unserved_has_data(const struct rig *r, size_t page)
+{
+	const struct pv_block *b = unserved_block(r, page);
+	off_t at = (off_t)(page * PAGE_SIZE - b->off);
+
+	return lseek(b->memfd, at, SEEK_DATA) == at;
+}
+
+static inline size_t unserved_chunk_pages(const struct rig *r, size_t chunk)
+{
+	const struct guest_block *b = &r->g->block[r->nr_blocks > 1 && chunk * PV_CHUNK_PAGES >= r->g->block[1].first];
+	size_t left = b->first + b->nr - chunk * PV_CHUNK_PAGES;
+
+	return left < PV_CHUNK_PAGES ? left : PV_CHUNK_PAGES;
 }
