@@ -114,7 +114,7 @@ static void explain_silence(const struct run_dir *rd, int err, json_t *vm)
 	} else if (!vm_state_qemu_alive(&s, NULL)) {
 		judge(vm, "ended", run_dir_is_held(rd, "supervisor") ? "its QEMU has ended; what is left is being removed" :
 								       "its QEMU has ended; what is left is removed when the name is used again");
-	} else if (err != -ENOENT && err != -ECONNREFUSED) {
+	} else if (err != -ENOENT && err != -ECONNREFUSED && err != -ECONNRESET) {
 		snprintf(what, sizeof what, "its pager cannot be asked: %s", strerror(-err));
 		judge(vm, "unknown", what);
 	} else {

@@ -147,7 +147,7 @@ static int exchange(const char *path, const char *request, int timeout_ms, json_
 	if (!text)
 		return -ENOMEM;
 	if (io_write_full(fd, request, strlen(request)))
-		return -EPIPE;
+		return -ECONNRESET;
 	for (;;) {
 		struct pollfd p = { .fd = fd, .events = POLLIN };
 		uint64_t now = clock_now_ns();
@@ -158,6 +158,8 @@ static int exchange(const char *path, const char *request, int timeout_ms, json_
 		n = recv(fd, text + have, REPLY_MAX - have, MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			continue;
+		if (n <= 0 && !have)
+			return -ECONNRESET;
 		if (n <= 0)
 			break;
 		have += (size_t)n;

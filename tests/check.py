@@ -4,7 +4,8 @@
 
     check.py [--build DIR] SUITE[:VARIANT]...        SUITE: docs unit platform zdtm misuse life; VARIANT: a build variant, as asan
 
-Every suite prints its failures and skips in full. The last line is `N passed, M failed, K skipped`.
+Every suite prints its failures and skips in full, and all failures are printed once more behind the last one, where nobody can
+overlook them. The last line is `N passed, M failed, K skipped`.
 """
 import argparse
 import glob
@@ -29,9 +30,28 @@ ZDTM_CHECK = [
 ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-small"]]
 
 
+AGAIN_LINES = 15    # of a failure, at the end
+
+
 class Count:
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
+        self.failures, self.in_failure = [], False
+
+    def say(self, text):
+        """Prints it; what begins with FAIL will be said again."""
+        print(text, flush=True)
+        if text.startswith("FAIL"):
+            self.failures.append([text])
+            self.in_failure = True
+        elif self.in_failure and text.startswith((" ", "\t")):
+            self.failures[-1].append(text)
+        else:
+            self.in_failure = False
+
+    def say_failures(self):
+        for failure in self.failures:
+            print(*"\n".join(failure).splitlines()[:AGAIN_LINES], sep="\n")
 
     def add(self, text):
         """The last `N passed, M failed, K skipped` of another runner's output; False if there is none."""
@@ -67,12 +87,12 @@ def unit(count, build):
             print(f"skip {name}: {out.strip()}")
         elif not found or (status and found[2] == found[3] == "0"):
             count.failed += 1
-            print(f"FAIL {name} (status {status})\n{out}")
+            count.say(f"FAIL {name} (status {status})\n{out}")
         else:
             bad = int(found[2]) + int(found[3])
             count.passed += int(found[1]) - bad
             count.failed += bad
-            print(f"{'FAIL' if bad else 'ok  '} {name}: {found[1]} checks" + (f"\n{out}" if bad else ""))
+            count.say(f"{'FAIL' if bad else 'ok  '} {name}: {found[1]} checks" + (f"\n{out}" if bad else ""))
 
 
 def platform(count, build):
@@ -82,7 +102,7 @@ def platform(count, build):
         count.passed += status == 0
         count.skipped += status == 77
         count.failed += status not in (0, 77)
-        print(f"{word} {os.path.basename(program)}" + (f": {out.strip()}" if status else ""))
+        count.say(f"{word} {os.path.basename(program)}" + (f": {out.strip()}" if status else ""))
 
 
 def others(count, command):
@@ -92,11 +112,11 @@ def others(count, command):
     for line in p.stdout:
         lines.append(line)
         if not re.match(r"\d+ passed, ", line):
-            print(line, end="", flush=True)
+            count.say(line.rstrip("\n"))
     status = p.wait()
     if not count.add("".join(lines)):
         count.failed += 1
-        print(f"FAIL {' '.join(command)} (status {status}) gave no count")
+        count.say(f"FAIL {' '.join(command)} (status {status}) gave no count")
 
 
 def main():
@@ -125,6 +145,7 @@ def main():
         else:
             parser.error(f"there is no suite {suite}")
         print(f"== {which}: {time.time() - begun:.0f} s", flush=True)
+    count.say_failures()
     print(f"{count.passed} passed, {count.failed} failed, {count.skipped} skipped")
     return 1 if count.failed else 0
 

@@ -39,7 +39,7 @@ def waits_and_goes_on(rig, vm, begin, end, *words):
     """Between begin() and end(), ten seconds at least, the guest waits for a page and stat says why."""
     begin()
     started = time.monotonic()
-    trouble = rig.in_trouble(*words)
+    rig.in_trouble(*words)
     wait_for("the guest to wait", 20, lambda: stood_still(vm))
     rig.others_run(vm)
     check(rig.stat()["state"] == "served", f"stat: {rig.stat()}")
@@ -52,7 +52,6 @@ def waits_and_goes_on(rig, vm, begin, end, *words):
     vm.passes(5, 60)
     rig.no_trouble()
     vm.runs_on()
-    rig.note = str(trouble)
 
 
 def stood_still(vm, seconds=1):
@@ -64,7 +63,7 @@ def stood_still(vm, seconds=1):
 
 @cases(reads=("read-errno", "EIO", "Input/output error"), writes=("write-errno", "EIO", "Input/output error"),
        writes_enospc=("write-errno", "ENOSPC", "No space left"), reads_enodev=("read-errno", "ENODEV", "No such device"))
-def swap_fails(rig, command, errno, words):
+def swap_in_trouble(rig, command, errno, words):
     fs = rig.faulty()
     vm = rig.paged(swap=f"{fs.path}/image", **PULSING)
     waits_and_goes_on(rig, vm, lambda: fs(f"{command} {errno}"), lambda: fs(f"{command} 0"), words)
@@ -96,7 +95,7 @@ def swap_file_system_full(rig):
 
 
 @test
-def images_fail(rig):
+def images_in_trouble(rig):
     """The page source; what is resident or in swap is not concerned."""
     fs = rig.faulty()
     old = rig.vm(**PULSING)
