@@ -3,7 +3,7 @@
  * DOC: planting
  *
  *   we:      block signals, fork ---------------------------------------------- wait, fetch copies by pidfd_getfd(2)
- *   helper:                 \- seize, stop | mmap, userfaultfd, io_uring_setup, munmap | resume -/
+ *   helper:                 \- seize, stop | userfaultfd, mmap, io_uring_setup, munmap | resume -/
  *   target:  ... runs .........................| its main thread stands still |............ runs on, two fds richer
  *
  * The helper is the tracer. It blocks all signals and has left our session, so neither Ctrl-C nor our own death, SIGKILL
@@ -56,7 +56,10 @@ struct outcome {
 
 struct injection {
 	pid_t pid;
-	const struct mm_plant_opts *opts;
+	int (*work)(struct injection *in); // what is done in the stopped target
+	const struct mm_plant_opts *opts;  // of a plant
+	int target_fd;			   // to be closed
+	const char *kind;		   // of it
 	uint64_t code; // where a system call instruction may be written for a moment
 	pid_t parent;
 	struct parasite_ctl *ctl;
@@ -107,12 +110,23 @@ static long make_ring(struct injection *in, unsigned long scratch)
 	return call(in, SYS_io_uring_setup, in->opts->ring_entries, scratch, 0, 0, 0);
 }
 
+static long add_ring(struct injection *in)
+{
+	long ring, scratch = call(in, SYS_mmap, 0, SCRATCH_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, (unsigned long)-1);
+
+	if (scratch < 0 && scratch > -4096)
+		return scratch;
+	ring = make_ring(in, (unsigned long)scratch);
+	call(in, SYS_munmap, (unsigned long)scratch, SCRATCH_LEN, 0, 0, 0);
+	return ring;
+}
+
 // Both descriptors, or nothing, are left in the stopped target.
 static int inject(struct injection *in)
 {
 	const unsigned long flags = O_CLOEXEC | O_NONBLOCK;
 	struct outcome *out = in->out;
-	long scratch, uffd, ring;
+	long uffd, ring = -1;
 
 	if (in->opts->target_uffd_dev >= 0)
 		uffd = call(in, SYS_ioctl, (unsigned long)in->opts->target_uffd_dev, USERFAULTFD_IOC_NEW, flags, 0, 0);
@@ -120,19 +134,30 @@ static int inject(struct injection *in)
 		uffd = call(in, SYS_userfaultfd, flags, 0, 0, 0, 0);
 	if (uffd < 0)
 		return failed(out, "making a userfaultfd", uffd);
-	scratch = call(in, SYS_mmap, 0, SCRATCH_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, (unsigned long)-1);
-	ring = scratch < 0 && scratch > -4096 ? scratch : make_ring(in, (unsigned long)scratch);
-	if (!(scratch < 0 && scratch > -4096))
-		call(in, SYS_munmap, (unsigned long)scratch, SCRATCH_LEN, 0, 0, 0);
+	if (in->opts->ring_entries)
+		ring = add_ring(in);
 	out->uffd = (int)uffd;
 	out->ring = ring < 0 ? -1 : (int)ring;
-	out->ring_err = ring < 0 ? (int)ring : 0;
+	out->ring_err = in->opts->ring_entries && ring < 0 ? (int)ring : 0;
 	if (getppid() == in->parent)
 		return 0;
 	call(in, SYS_close, (unsigned long)uffd, 0, 0, 0, 0);
 	if (ring >= 0)
 		call(in, SYS_close, (unsigned long)ring, 0, 0, 0, 0);
 	return failed(out, "reporting", -ECANCELED);
+}
+
+// The number may belong to something else by now: looked at as late as can be.
+static int extract(struct injection *in)
+{
+	char path[48], link[64] = "";
+	long ret;
+
+	snprintf(path, sizeof path, "/proc/%d/fd/%d", in->pid, in->target_fd);
+	if (readlink(path, link, sizeof link - 1) < 0 || strcmp(link, in->kind))
+		return failed(in->out, "finding what to close", -EBADF);
+	ret = call(in, SYS_close, (unsigned long)in->target_fd, 0, 0, 0, 0);
+	return ret ? failed(in->out, "closing a descriptor", ret) : 0;
 }
 
 static void helper(struct injection *in)
@@ -164,7 +189,7 @@ static void helper(struct injection *in)
 		failed(out, "looking at its code (32-bit?)", -ENOEXEC);
 	else {
 		compel_infect_ctx(in->ctl)->syscall_ip = in->code;
-		inject(in);
+		in->work(in);
 	}
 	if (compel_resume_task(in->pid, state, state) && !out->err)
 		failed(out, "letting it go on", -ESRCH);
@@ -237,7 +262,7 @@ static int explain(const struct injection *in)
 		log_err("process %d: the injecting helper was killed at work; look whether the process still runs", in->pid);
 		return -EIO;
 	}
-	if (out->err == -EPERM && in->opts->target_uffd_dev < 0)
+	if (out->err == -EPERM && in->opts && in->opts->target_uffd_dev < 0)
 		log_err("process %d may not use userfaultfd(2): it does not run as root. Hand it an opened /dev/userfaultfd, "
 			"or set vm.unprivileged_userfaultfd=1", in->pid);
 	else
@@ -262,34 +287,57 @@ static int find_vdso(pid_t pid, uint64_t *addr)
 	return -ENOEXEC;
 }
 
+// in->out is good until end_injection(), whatever is returned.
+static int run_injection(struct injection *in)
+{
+	int ret = find_vdso(in->pid, &in->code);
+
+	if (ret)
+		return ret;
+	in->out = mmap(NULL, sizeof *in->out, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (in->out == MAP_FAILED) {
+		in->out = NULL;
+		return -errno;
+	}
+	ret = run_helper(in);
+	return !ret && (!in->out->finished || in->out->err) ? explain(in) : ret;
+}
+
+static void end_injection(struct injection *in)
+{
+	if (in->out)
+		munmap(in->out, sizeof *in->out);
+}
+
 int mm_plant(pid_t pid, const struct mm_plant_opts *o, struct mm_plant *p)
 {
-	struct injection in = { .pid = pid, .opts = o };
-	struct outcome *out;
+	struct injection in = { .pid = pid, .work = inject, .opts = o };
 	int ret;
 
 	*p = (struct mm_plant){ .uffd = -1, .ring_fd = -1 };
-	if (!o->sq_idle_ms || !o->ring_entries || o->ring_entries > RING_MAX_ENTRIES) {
+	if (o->ring_entries > RING_MAX_ENTRIES || (o->ring_entries && !o->sq_idle_ms)) {
 		log_err("planting: %u entries, idle after %u ms: no such ring", o->ring_entries, o->sq_idle_ms);
 		return -EINVAL;
 	}
-	ret = find_vdso(pid, &in.code);
-	if (ret)
-		return ret;
-	in.out = out = mmap(NULL, sizeof *out, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (out == MAP_FAILED)
-		return -errno;
-	ret = run_helper(&in);
-	if (!ret && (!out->finished || out->err))
-		ret = explain(&in);
+	ret = run_injection(&in);
 	if (!ret) {
-		if (out->ring < 0)
-			log_warn("process %d cannot have an io_uring (%s); see kernel.io_uring_disabled", pid, strerror(-out->ring_err));
-		log_info("planted in process %d, its main thread stood still for %.2f ms", pid, (double)out->window_ns / NSEC_PER_MSEC);
-		ret = mm_plant_fetch(pid, out->uffd, out->ring, o->ring_entries, p);
-		p->window_ns = out->window_ns;
+		if (in.out->ring_err)
+			log_warn("process %d cannot have an io_uring (%s); see kernel.io_uring_disabled", pid, strerror(-in.out->ring_err));
+		log_info("planted in process %d, its main thread stood still for %.2f ms", pid,
+			 (double)in.out->window_ns / NSEC_PER_MSEC);
+		ret = mm_plant_fetch(pid, in.out->uffd, in.out->ring, o->ring_entries, p);
+		p->window_ns = in.out->window_ns;
 	}
-	munmap(out, sizeof *out);
+	end_injection(&in);
+	return ret;
+}
+
+int mm_plant_remove(pid_t pid, int target_fd, const char *kind)
+{
+	struct injection in = { .pid = pid, .work = extract, .target_fd = target_fd, .kind = kind };
+	int ret = run_injection(&in);
+
+	end_injection(&in);
 	return ret;
 }
 

@@ -8,7 +8,7 @@
 #include <sys/types.h>
 
 struct mm_plant_opts {
-	unsigned ring_entries; // of the submission queue, 1-32768; rounded up to a power of two by the kernel
+	unsigned ring_entries; // of the submission queue, 1-32768; rounded up to a power of two by the kernel. 0: no ring
 	unsigned sq_idle_ms;   // how long the ring's thread spins after work before it sleeps, >= 1 (to the kernel, 0 means a second)
 	int target_uffd_dev;   // fd number *in the target* of an opened /dev/userfaultfd, or -1: userfaultfd(2)
 };
@@ -34,6 +34,9 @@ int mm_plant_fetch(pid_t pid, int target_uffd, int target_ring, unsigned ring_en
 
 // A copy of any descriptor of another process, close-on-exec. kind: what readlink() of it must give. As mm_plant_fetch().
 int mm_fetch_fd(pid_t pid, int target_fd, const char *kind, int *fd);
+
+// Closes a descriptor inside another process, by injection as above. kind: what readlink() of it must give, else -EBADF. Logs.
+int mm_plant_remove(pid_t pid, int target_fd, const char *kind);
 
 // Closes our copies only.
 void mm_plant_fini(struct mm_plant *p);

@@ -3,20 +3,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include "mm/uapi.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/size.h"
+#include "util/zero.h"
 
 #define READ_RUNS 64 // runs of pages a process_vm_readv() takes
 #define READ_PAGES 256
+#define ZERO_PAGES 64 // looked at together
 
 static enum mm_source_kind kind_of(const struct mm_vma *v)
 {
@@ -29,19 +34,22 @@ static enum mm_source_kind kind_of(const struct mm_vma *v)
 static int open_file(struct mm_source *s, const struct mm_vma *v)
 {
 	char path[80];
+	struct statfs fs;
 	struct stat st;
 	int ret = 0;
 
 	// The file itself, not what its path names today.
 	snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", s->pid, (unsigned long long)v->start, (unsigned long long)v->end);
 	s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (s->fd < 0 || fstat(s->fd, &st))
+	if (s->fd < 0 || fstat(s->fd, &st) || fstatfs(s->fd, &fs))
 		ret = -errno;
 	else if (!S_ISREG(st.st_mode))
 		ret = -EOPNOTSUPP;
 	if (ret)
 		log_err("process %d: cannot read the file mapped at 0x%llx (%s): %s", s->pid, (unsigned long long)v->start, v->name,
 			ret == -EOPNOTSUPP ? "it is a device" : strerror(-ret));
+	else
+		s->tmpfs = fs.f_type == TMPFS_MAGIC;
 	return ret;
 }
 
@@ -62,6 +70,7 @@ static int find(struct mm_source *s)
 		if (!first) {
 			first = &v[i];
 			s->kind = kind_of(first);
+			s->hugetlb = s->kind == MM_SRC_ANON && first->ino;
 			s->file_off = first->off + (at - first->start);
 		} else if (kind_of(&v[i]) != s->kind ||
 			   (s->kind != MM_SRC_ANON && (v[i].dev != first->dev || v[i].ino != first->ino ||
@@ -116,17 +125,28 @@ static bool in_block(const struct mm_source *s, uint64_t off, uint64_t len)
 	return !((off | len) % PAGE_SIZE) && len <= s->len && off <= s->len - len;
 }
 
+// All pages of this part of a memory file are there, swapped ones too. False also where the kernel cannot tell.
+static bool all_there(const struct mm_source *s, uint64_t begin, uint64_t end)
+{
+	struct cachestat_range r = { begin, end - begin };
+	struct cachestat c;
+
+	return s->tmpfs && !syscall(SYS_cachestat, s->fd, &r, &c, 0) && c.nr_cache + c.nr_evicted >= DIV_ROUND_UP(end - begin, PAGE_SIZE);
+}
+
 // Sets bits for what the file has allocated in [off, off + len) of the block. hugetlbfs calls all of itself data.
 static int add_file_data(const struct mm_source *s, uint64_t off, uint64_t len, uint64_t *bitmap)
 {
 	const uint64_t begin = s->file_off + off, end = begin + len;
 
 	for (uint64_t at = begin; at < end;) {
-		off_t data = lseek(s->fd, (off_t)at, SEEK_DATA), hole;
+		off_t data = lseek(s->fd, (off_t)at, SEEK_DATA), hole = -1;
 
-		if (data < 0 && errno == ENXIO) // no more data up to the file's end
+		if ((data < 0 && errno == ENXIO) || (data >= 0 && (uint64_t)data >= end)) // no more data
 			return 0;
-		hole = data < 0 ? -1 : lseek(s->fd, data, SEEK_HOLE);
+		// A memory file looks for a hole page by page, gigabytes behind `end`: only where there is one before.
+		if (data >= 0)
+			hole = all_there(s, (uint64_t)data, end) ? (off_t)end : lseek(s->fd, data, SEEK_HOLE);
 		if (hole < 0) {
 			int ret = -errno;
 
@@ -134,8 +154,6 @@ static int add_file_data(const struct mm_source *s, uint64_t off, uint64_t len, 
 				strerror(-ret));
 			return ret;
 		}
-		if ((uint64_t)data >= end)
-			return 0;
 		at = (uint64_t)hole < end ? (uint64_t)hole : end;
 		bitmap_set_range(bitmap, ((uint64_t)data - begin) / PAGE_SIZE,
 				 DIV_ROUND_UP(at - begin, PAGE_SIZE) - ((uint64_t)data - begin) / PAGE_SIZE);
@@ -264,4 +282,27 @@ int mm_source_read(struct mm_source *s, uint64_t off, const uint64_t *bitmap, si
 		return read_private_file(s, off, bitmap, nr_pages, buf);
 	}
 	return -EINVAL;
+}
+
+bool mm_source_hides_discards(const struct mm_source *s)
+{
+	return s->kind == MM_SRC_SHARED || s->hugetlb;
+}
+
+int mm_source_zero(struct mm_source *s, uint64_t off, const uint64_t *candidates, size_t nr_pages, uint64_t *zero)
+{
+	char buf[ZERO_PAGES * PAGE_SIZE];
+
+	memset(zero, 0, BITMAP_WORDS(nr_pages) * sizeof *zero);
+	for (size_t i = 0; i < nr_pages; i += ZERO_PAGES) {
+		const size_t n = nr_pages - i < ZERO_PAGES ? nr_pages - i : ZERO_PAGES;
+		int ret = mm_source_read(s, off + i * PAGE_SIZE, candidates + i / 64, n, buf);
+
+		if (ret)
+			return ret;
+		for (size_t page = 0; page < n; page++)
+			if (bitmap_test(candidates, i + page) && mem_is_zero(buf + page * PAGE_SIZE, PAGE_SIZE))
+				bitmap_set(zero, i + page);
+	}
+	return 0;
 }

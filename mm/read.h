@@ -2,6 +2,7 @@
 // Another process's memory as a dump reads it: what was never allocated is neither read nor allocated. The process may be
 // stopped by ptrace meanwhile. A page is 4 KiB, on huge pages too.
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,6 +22,8 @@ struct mm_source {
 	int fd;		   // the file, -1 without one
 	uint64_t file_off; // of hva, in the file
 	struct mm_pagemap *pm;
+	bool hugetlb; // anonymous huge pages out of the pool
+	bool tmpfs;   // the file is in memory
 };
 
 // [hva, hva + len), page-aligned, is one block: one or several mappings of one kind that continue one another.
@@ -34,3 +37,11 @@ int mm_source_present(struct mm_source *s, uint64_t off, uint64_t len, uint64_t 
 // Reads the pages with a bit among nr_pages from off: page i goes to buf + i * 4096, the rest of buf is left as it is.
 // Ask for pages that mm_source_present() named. -EIO: a page cannot be read (poisoned memory, a disk); -ESRCH. Logs.
 int mm_source_read(struct mm_source *s, uint64_t off, const uint64_t *bitmap, size_t nr_pages, void *buf);
+
+// Whether a page that was not written since it was tracked, then discarded (by a balloon), then read, counts as unwritten still,
+// though it is zeros now: mm_source_zero() finds these. Where it is false, such pages are not present, or were written.
+bool mm_source_hides_discards(const struct mm_source *s);
+
+// A bit for each candidate among nr_pages from off that is all zeros, looked at without allocating anything. Ask for pages that
+// mm_source_present() named. Costs as much as reading them. -EIO, -ESRCH as mm_source_read().
+int mm_source_zero(struct mm_source *s, uint64_t off, const uint64_t *candidates, size_t nr_pages, uint64_t *zero);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What the kernel offers (up to Linux 6.11) and Debian 12's headers (6.1) do not name yet.
-// From include/uapi/linux/{userfaultfd,fs}.h.
+// From include/uapi/linux/{userfaultfd,fs,mman}.h.
 #pragma once
 #include <linux/fs.h>
 #include <linux/ioctl.h>
 #include <linux/types.h>
 #include <linux/userfaultfd.h>
+#include <sys/syscall.h>
 
 #ifndef USERFAULTFD_IOC_NEW // Linux 6.1
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -68,6 +69,21 @@ struct pm_scan_arg {
 	__u64 return_mask;
 };
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#endif
+
+#ifndef SYS_cachestat // Linux 6.5, the same number on all architectures
+#define SYS_cachestat 451
+struct cachestat_range {
+	__u64 off;
+	__u64 len;
+};
+struct cachestat {
+	__u64 nr_cache;
+	__u64 nr_dirty;
+	__u64 nr_writeback;
+	__u64 nr_evicted;
+	__u64 nr_recently_evicted;
+};
 #endif
 
 #ifndef PROCMAP_QUERY // Linux 6.11

@@ -72,11 +72,9 @@ int mm_uffd_api(int uffd, uint64_t want, uint64_t *got)
 	return -ENOSYS;
 }
 
-int mm_uffd_register(int uffd, uint64_t start, uint64_t len)
+static int register_range(int uffd, uint64_t start, uint64_t len, uint64_t mode, uint64_t need)
 {
-	const uint64_t need = 1ULL << _UFFDIO_WAKE | 1ULL << _UFFDIO_CONTINUE | 1ULL << _UFFDIO_WRITEPROTECT;
-	struct uffdio_register r = { .range = { start, len },
-		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_register r = { .range = { start, len }, .mode = mode };
 	int ret = 0;
 
 	if (ioctl(uffd, UFFDIO_REGISTER, &r))
@@ -87,6 +85,17 @@ int mm_uffd_register(int uffd, uint64_t start, uint64_t len)
 		log_err("cannot register 0x%llx-0x%llx for page faults: %s%s", (unsigned long long)start, (unsigned long long)(start + len),
 			strerror(-ret), ret == -EBUSY ? ": another userfaultfd (a postcopy or a background snapshot?) has it" : "");
 	return ret;
+}
+
+int mm_uffd_register(int uffd, uint64_t start, uint64_t len)
+{
+	return register_range(uffd, start, len, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP,
+			      1ULL << _UFFDIO_WAKE | 1ULL << _UFFDIO_CONTINUE | 1ULL << _UFFDIO_WRITEPROTECT);
+}
+
+int mm_uffd_register_wp(int uffd, uint64_t start, uint64_t len)
+{
+	return register_range(uffd, start, len, UFFDIO_REGISTER_MODE_WP, 1ULL << _UFFDIO_WAKE | 1ULL << _UFFDIO_WRITEPROTECT);
 }
 
 // What the kernel's answer means to a pager; logs what no pager can expect.

@@ -11,8 +11,11 @@
 int mm_uffd_api(int uffd, uint64_t want, uint64_t *got);
 
 // MISSING, MINOR and WP together: MINOR alone would fill holes with zeros, silently. Nothing is write-protected yet.
-// -EBUSY: another userfaultfd has a part of it; -EINVAL: not shared memory, or not all mapped.
+// -EBUSY: another userfaultfd has a part of it; -EINVAL: not memory of a kind that can be, or not all mapped.
 int mm_uffd_register(int uffd, uint64_t start, uint64_t len);
+
+// Write-protection only, of any memory with WP_ASYNC, else of anonymous memory, memfds and hugetlbfs. Errors as above.
+int mm_uffd_register_wp(int uffd, uint64_t start, uint64_t len);
 
 // Maps pages that are in the memfd. wp: they count as unwritten (with WP_ASYNC), else as written. wake: who waits for them goes on.
 // *done: bytes mapped from start, valid with every return value.
