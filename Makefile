@@ -21,11 +21,13 @@ OPT     ?= -O2 -g
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+# NULL + 0, which clang counts as an overflow, is how a loop over an empty array begins.
+SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 # Set here and added to, so that a user's own flags on the command line come last.
 CPPFLAGS_ALL := -D_GNU_SOURCE -I. -I$(O)
 CFLAGS_ALL   := -std=gnu17 $(OPT) $(WARN) $(SAN_$(VARIANT)) -pthread
 LDFLAGS_ALL  := $(SAN_$(VARIANT)) -pthread
-LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lblkid -lsystemd -lm
+LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lzstd -lblkid -lsystemd -lm
 
 ROOMS    := util mm images qemu pvmem lazy-pages criu-vm
 PROTOS   := $(wildcard images/*.proto)
@@ -82,6 +84,7 @@ platform: $(PLATFORM)
 faulty: $(FAULTY)
 
 include tests/zdtm/guests.mk
+include tests/fuzz/fuzz.mk
 
 # Packages first, and the building in a make of its own: it asks tools that come with them.
 deps: ## install the Debian packages that building and testing need, or say which
@@ -94,12 +97,16 @@ demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
 check: deps ## build and run the tests
 	$(Q)$(MAKE) all unit platform faulty guests
 	$(Q)$(MAKE) VARIANT=asan all unit
-	$(Q)python3 -B tests/check.py docs unit platform misuse life zdtm unit:asan zdtm:asan
+	$(Q)python3 -B tests/check.py docs unit platform misuse checkpoints life zdtm unit:asan zdtm:asan
 
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
 	$(Q)$(MAKE) all guests
 	$(Q)$(MAKE) VARIANT=asan all unit
 	$(Q)python3 -B tests/check.py unit:asan zdtm:asan
+
+damage: deps ## checkpoints with thousands of flipped bits and truncations: verify and restore find them all
+	$(Q)$(MAKE) all guests
+	$(Q)python3 -B tests/checkpoints.py --build $(B) --places 2000 -k damage
 
 zdtm: deps ## all guests through all flavours
 	$(Q)$(MAKE) all guests
@@ -121,4 +128,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check asan zdtm lint install clean help unit platform faulty
+.PHONY: all deps demo check damage asan zdtm lint install clean help unit platform faulty

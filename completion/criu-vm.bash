@@ -6,11 +6,14 @@
 _criu_vm_common="--run-dir: --log-file: -o: --verbose -v --json --help -h"
 declare -A _criu_vm_options=(
 	[check]="--feature:"
-	[dump]="--tree: -t: --images-dir: -D:"
-	[restore]="--images-dir: -D: --name: --lazy-pages --fill --ram: --swap: --swap-sparse"
+	[dump]="--tree: -t: --images-dir: -D: --stream --leave-running -R --leave-stopped -s --prev-images-dir: --track-mem --background --disk-snapshot --compress:"
+	[pre-dump]="--tree: -t: --images-dir: -D: --prev-images-dir: --compress: --untrack"
+	[restore]="--images-dir: -D: --stream --name: --lazy-pages --fill --ram: --swap: --swap-sparse --qemu: --force"
 	[stat]="--watch -w --prometheus"
 	[set]="--ram: --swap: --swap-sparse"
 	[lazy-pages]="--name: --swap: --images-dir: -D:"
+	[verify]=""
+	[merge]="--output: -o:"
 	[show]=""
 )
 
@@ -36,10 +39,18 @@ _criu_vm_value() {
 	local option=$1 word=$2
 
 	case $option in
-	--run-dir | --images-dir | -D) _criu_vm_files -d "$word" ;;
-	--log-file | -o | --swap) _criu_vm_files -f "$word" ;;
+	-o)
+		if [[ ${COMP_WORDS[1]} == merge ]]; then
+			_criu_vm_files -d "$word"
+		else
+			_criu_vm_files -f "$word"
+		fi
+		;;
+	--run-dir | --images-dir | --prev-images-dir | --output | -D) _criu_vm_files -d "$word" ;;
+	--log-file | --swap | --qemu) _criu_vm_files -f "$word" ;;
 	--feature) COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" check --feature '?' 2>&1 | sed 's/.*://')" -- "$word")) ;;
 	--tree | -t) COMPREPLY=($(compgen -W "$(pgrep qemu-system)" -- "$word")) ;;
+	--compress) COMPREPLY=($(compgen -W "zstd zstd:" -- "$word")) ;;
 	--name) [[ ${COMP_WORDS[1]} == restore ]] || COMPREPLY=($(_criu_vm_names "$word")) ;;
 	esac
 }
@@ -48,7 +59,8 @@ _criu_vm_argument() {
 	case ${COMP_WORDS[1]} in
 	stat | set) COMPREPLY=($(_criu_vm_names "$1")) ;;
 	show) _criu_vm_files -f "$1" ;;
-	dump) # a name, or a QMP socket
+	verify | merge) _criu_vm_files -d "$1" ;;
+	dump | pre-dump) # a name, or a QMP socket
 		_criu_vm_files -f "$1"
 		COMPREPLY+=($(_criu_vm_names "$1"))
 		;;

@@ -69,14 +69,22 @@ void cmd_default_signals(void)
 		signal(unwanted[i], SIG_DFL);
 }
 
-static void print_options(const struct cmd_option *o)
+static bool has_letter(const struct cmd_option *o, char letter)
+{
+	while (o->name && o->letter != letter)
+		o++;
+	return o->name && letter;
+}
+
+// taken: options that come first, with their letters.
+static void print_options(const struct cmd_option *o, const struct cmd_option *taken)
 {
 	for (; o->name; o++) {
-		char left[48];
+		char left[48], letter = has_letter(taken, o->letter) ? 0 : o->letter;
 
 		if (!o->help)
 			continue;
-		snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ', o->letter ? "," : " ", o->name,
+		snprintf(left, sizeof left, "%c%c%s --%s%s%s", letter ? '-' : ' ', letter ? letter : ' ', letter ? "," : " ", o->name,
 			 o->arg ? " " : "", o->arg ? o->arg : "");
 		printf("  %-28s %s\n", left, o->help);
 	}
@@ -85,8 +93,8 @@ static void print_options(const struct cmd_option *o)
 void cmd_help(const struct cmd *cmd)
 {
 	printf("usage: criu-vm %s %s\n%s\n\n", cmd->name, cmd->synopsis, cmd->summary);
-	print_options(cmd->options);
-	print_options(common_options);
+	print_options(cmd->options, &(struct cmd_option){ 0 });
+	print_options(common_options, cmd->options);
 }
 
 static json_t *table(const struct cmd_option *o)
@@ -167,7 +175,7 @@ int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *c
 		for (const struct cmd_option *o = tables[t]; o->name; o++, n++) {
 			all[n] = o;
 			longs[n] = (struct option){ .name = o->name, .has_arg = o->arg ? required_argument : no_argument };
-			if (o->letter)
+			if (o->letter && !(t && has_letter(cmd->options, o->letter)))
 				sprintf(shorts + strlen(shorts), "%c%s", o->letter, o->arg ? ":" : "");
 		}
 		if (!t)
@@ -177,7 +185,7 @@ int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *c
 	while ((c = getopt_long(argc, argv, shorts, longs, &i)) != -1) {
 		if (c == '?')
 			return cmd_usage_error(cmd, "see above");
-		for (unsigned o = 0; c && o < n; o++)
+		for (unsigned o = n; c && o--;) // so that the command's own come last, and win
 			if (all[o]->letter == c)
 				i = (int)o;
 		if (!strcmp(all[i]->name, "help")) {

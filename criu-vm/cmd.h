@@ -17,7 +17,7 @@ struct cmd {
 	const char *name;
 	const char *synopsis; // of what follows the options
 	const char *summary;
-	const struct cmd_option *options; // ends with an empty one; CMD_COMMON comes by itself
+	const struct cmd_option *options; // ends with an empty one; the common ones come by themselves, without letters that are taken here
 	int (*run)(int argc, char **argv);
 };
 
@@ -43,7 +43,7 @@ void cmd_print_tables(const struct cmd *const cmds[], size_t nr);
 // "NAME: what is wrong", and how to get help. Returns CMD_USAGE.
 int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-extern const struct cmd cmd_check, cmd_dump, cmd_restore, cmd_lazy_pages, cmd_set, cmd_stat, cmd_show;
+extern const struct cmd cmd_check, cmd_dump, cmd_pre_dump, cmd_restore, cmd_lazy_pages, cmd_set, cmd_stat, cmd_verify, cmd_merge, cmd_show;
 
 // Ctrl-C, SIGTERM, SIGHUP and SIGQUIT ask for a clean end; long work looks here now and then.
 void cmd_catch_signals(void);

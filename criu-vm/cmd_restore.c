@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <errno.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/leftovers.h"
@@ -12,21 +16,33 @@
 
 static const struct cmd_option options[] = {
 	{ 'D', "images-dir", "DIR", "the checkpoint" },
+	{ 0, "stream", NULL, "from what dump --stream writes, on standard input" },
 	{ 0, "name", "NAME", "of the VM on this host (default: the one it had, or DIR's)" },
 	{ 0, "lazy-pages", NULL, "start at once; pages come from the images as they are touched" },
 	{ 0, "fill", NULL, "with --lazy-pages: the rest comes in the background, until the images are no longer needed" },
 	{ 0, "ram", "SIZE", "physical memory that guest RAM may take; the rest lives in a swap image" },
 	{ 0, "swap", "PATH", "file or block device for the swap image, or a folder for it (default /var/lib/criu-vm/swap)" },
 	{ 0, "swap-sparse", NULL, "do not reserve the swap image's space" },
+	{ 0, "qemu", "FILE", "another QEMU, as new or newer (default: the recorded one)" },
+	{ 0, "force", NULL, "even if a disk has changed since the dump" },
 	{ 0 },
+};
+
+struct restore_args {
+	struct restore_opts o;
+	bool stream;
+	char qemu[PATH_MAX];
 };
 
 static bool on_option(void *ctx, const char *name, const char *value)
 {
-	struct restore_opts *o = ctx;
+	struct restore_args *a = ctx;
+	struct restore_opts *o = &a->o;
 
 	if (!strcmp(name, "images-dir"))
 		o->dir = value;
+	else if (!strcmp(name, "stream"))
+		a->stream = true;
 	else if (!strcmp(name, "name"))
 		o->name = value;
 	else if (!strcmp(name, "lazy-pages"))
@@ -37,6 +53,10 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->swap = value;
 	else if (!strcmp(name, "swap-sparse"))
 		o->swap_sparse = true;
+	else if (!strcmp(name, "force"))
+		o->force = true;
+	else if (!strcmp(name, "qemu"))
+		o->qemu = value;
 	else if (!strcmp(name, "ram") && (size_parse(value, &o->ram) || !o->ram)) {
 		cmd_usage_error(&cmd_restore, "--ram %s is no size; write for example 256M or 1.5G", value);
 		return false;
@@ -66,38 +86,71 @@ static void tell(const struct restore *r, const struct cmd_common *common, doubl
 	printf("%s\n", r->o->fill ? "; pages come as they are touched, and in the background" : r->o->lazy ? "; pages come as they are touched" : "");
 }
 
+// QEMU is started in the folder that it was started in before.
+static int find_qemu(struct restore_args *a)
+{
+	struct stat st;
+
+	if (!a->o.qemu)
+		return CMD_GO_ON;
+	if (!realpath(a->o.qemu, a->qemu) || stat(a->qemu, &st) || access(a->qemu, X_OK))
+		return cmd_usage_error(&cmd_restore, "--qemu %s cannot be run: %s", a->o.qemu, strerror(errno));
+	if (!S_ISREG(st.st_mode))
+		return cmd_usage_error(&cmd_restore, "--qemu %s cannot be run: it is no file", a->o.qemu);
+	a->o.qemu = a->qemu;
+	return CMD_GO_ON;
+}
+
+static const char *contradiction(const struct restore_args *a)
+{
+	if (!a->o.dir && !a->stream)
+		return "-D DIR is needed, or --stream";
+	if (a->o.dir && a->stream)
+		return "a --stream stands by itself, without -D";
+	if (a->stream && a->o.lazy)
+		return "a --stream cannot be read again: without --lazy-pages";
+	if (a->stream && isatty(STDIN_FILENO))
+		return "standard input is a terminal; let the stream come from a file or a program";
+	if (a->o.name && !run_dir_name_ok(a->o.name))
+		return "that is no --name: letters, digits, '.', '_' and '-', 64 at most, beginning with a letter or digit";
+	if (a->o.fill && !a->o.lazy)
+		return "--fill goes with --lazy-pages; without that, everything comes before the VM runs";
+	return NULL;
+}
+
 static int run(int argc, char **argv)
 {
-	struct restore_opts o = { 0 };
+	struct restore_args a = { 0 };
 	struct cmd_common common;
 	struct restore restore;
 	uint64_t begun = clock_now_ns();
+	const char *wrong;
 	int own = 1, rest, r;
 
 	while (own < argc && strcmp(argv[own], "--")) // what stands behind it is QEMU's
 		own++;
-	r = cmd_parse(&cmd_restore, own, argv, &common, on_option, &o, &rest);
+	r = cmd_parse(&cmd_restore, own, argv, &common, on_option, &a, &rest);
 	if (r != CMD_GO_ON)
 		return r;
-	if (!o.dir)
-		return cmd_usage_error(&cmd_restore, "-D DIR is needed");
-	if (o.name && !run_dir_name_ok(o.name))
-		return cmd_usage_error(&cmd_restore, "'%s' is no name: letters, digits, '.', '_' and '-', 64 at most, beginning with a letter or digit", o.name);
-	if (o.fill && !o.lazy)
-		return cmd_usage_error(&cmd_restore, "--fill goes with --lazy-pages; without that, everything comes before the VM runs");
+	wrong = contradiction(&a);
+	if (wrong)
+		return cmd_usage_error(&cmd_restore, "%s", wrong);
 	if (rest < own)
 		return cmd_usage_error(&cmd_restore, "what is '%s'? QEMU's options go behind '--'", argv[rest]);
-	o.run_dir = common.run_dir;
-	o.log_file = common.log_file;
-	o.replace = argv + own + (own < argc);
-	o.nr_replace = argc - own - (own < argc);
+	r = find_qemu(&a);
+	if (r != CMD_GO_ON)
+		return r;
+	a.o.run_dir = common.run_dir;
+	a.o.log_file = common.log_file;
+	a.o.replace = argv + own + (own < argc);
+	a.o.nr_replace = argc - own - (own < argc);
 	leftovers_remove();
 	cmd_catch_signals();
-	r = restore_run(&o, &restore);
+	r = restore_run(&a.o, &restore);
 	if (!r)
 		tell(&restore, &common, (double)(clock_now_ns() - begun) / 1e9);
 	restore_fini(&restore);
 	return r ? CMD_FAILED : CMD_OK;
 }
 
-const struct cmd cmd_restore = { "restore", "-D DIR [OPTION...] [-- QEMU-OPTION...]", "start a VM from a checkpoint", options, run };
+const struct cmd cmd_restore = { "restore", "-D DIR|--stream [OPTION...] [-- QEMU-OPTION...]", "start a VM from a checkpoint", options, run };

@@ -33,7 +33,7 @@ static int lay_out_blocks(struct restore *r)
 
 static int choose_name(struct restore *r)
 {
-	_cleanup_free_ char *dir = realpath(r->o->dir, NULL);
+	_cleanup_free_ char *dir = r->o->dir ? realpath(r->o->dir, NULL) : NULL;
 	const char *const candidates[] = { r->o->name, r->vm->name, dir ? strrchr(dir, '/') + 1 : NULL };
 
 	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
@@ -60,30 +60,47 @@ static int choose_log(struct restore *r)
 	return r->log ? 0 : -ENOMEM;
 }
 
-// A checkpoint says which program is to be run, and as whom. Who could write it must not become anybody else by that.
+// A checkpoint says which program is to be run, and as whom. Who could write it, or one that it builds upon, must not become
+// anybody else by that.
 static int check_owner(const struct restore *r)
 {
 	struct stat st;
 
-	if (stat(r->o->dir, &st) < 0)
-		return -errno;
-	if (geteuid() || ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH))))
+	for (const struct img_dir *d = r->images; d && !geteuid(); d = img_dir_parent(d)) {
+		const char *path = img_dir_path(d);
+
+		if (stat(path, &st) < 0)
+			return -errno;
+		if ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH)))
+			continue;
+		log_err("%s belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: chown -R root %s, "
+			"chmod go-w %s",
+			path, st.st_uid, r->vm->uid, path, path);
+		return -EPERM;
+	}
+	return 0;
+}
+
+static int open_dir(struct restore *r)
+{
+	int err = img_dir_open(r->o->dir, &r->images);
+
+	if (err)
+		return err;
+	r->vm = img_dir_vm(r->images);
+	if (!img_dir_ram_only(r->images))
 		return 0;
-	log_err("%s belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: chown -R root %s, chmod go-w %s",
-		r->o->dir, st.st_uid, r->vm->uid, r->o->dir, r->o->dir);
-	return -EPERM;
+	log_err("%s is a pre-dump: memory without a device state; restore the dump that was made after it", r->o->dir);
+	return -EINVAL;
 }
 
 static int open_images(void *ctx)
 {
 	struct restore *r = ctx;
 	char have[16], want[16];
-	int err = img_dir_open(r->o->dir, &r->images);
+	int err = r->o->dir ? open_dir(r) : restore_stream_open(r);
 
-	if (err)
-		return err;
-	r->vm = img_dir_vm(r->images);
-	if ((err = check_owner(r)))
+	if (err || (err = check_owner(r)) || (err = restore_check_disks(r)))
 		return err;
 	if ((err = lay_out_blocks(r)) || (err = choose_name(r)) || (err = choose_log(r)))
 		return err;
@@ -152,6 +169,7 @@ static const struct stage stages[] = {
 	{ "cgroup", enter_cgroup, leave_cgroup },
 	{ "memory", restore_memory, restore_memory_undo },
 	{ "place", restore_place, NULL },
+	{ "disks", restore_disks, restore_disks_undo },
 	{ "start", restore_start, restore_start_undo },
 	{ "plant", restore_plant, NULL },
 	{ "serve", restore_serve, NULL },
@@ -184,6 +202,8 @@ void restore_fini(struct restore *r)
 	run_dir_close(&r->rd);
 	cgroup_fini(&r->own);
 	vm_state_fini(&r->state);
+	qemu_disks_overlay_fini(&r->overlays);
 	img_dir_close(r->images);
+	img_stream_in_free(r->stream);
 	free(r->log);
 }

@@ -66,14 +66,15 @@ static void fill_page_table(struct restore *r)
 
 	memset(all, 0xff, sizeof all);
 	for (uint64_t i = 0; i < r->nr_chunks; i++) {
-		uint64_t in_block;
+		uint64_t in_block, stored[PV_WORDS];
 		uint32_t block;
 
 		pv_pages_set_home(&r->pages[i], all, PV_HOME_ZERO);
 		if (!r->o->lazy)
 			continue;
 		lp_image_chunk(r->images, i, &block, &in_block);
-		pv_pages_set_home(&r->pages[i], img_dir_chunk(r->images, block, in_block)->present, PV_HOME_SOURCE);
+		img_dir_pages(r->images, block, in_block, stored);
+		pv_pages_set_home(&r->pages[i], stored, PV_HOME_SOURCE);
 	}
 }
 
@@ -82,11 +83,12 @@ static uint64_t stored_bytes(const struct restore *r)
 	uint64_t pages = 0;
 
 	for (uint64_t i = 0; i < r->nr_chunks; i++) {
-		uint64_t in_block;
+		uint64_t in_block, stored[PV_WORDS];
 		uint32_t block;
 
 		lp_image_chunk(r->images, i, &block, &in_block);
-		pages += bitmap_count(img_dir_chunk(r->images, block, in_block)->present, PV_CHUNK_PAGES);
+		img_dir_pages(r->images, block, in_block, stored);
+		pages += bitmap_count(stored, PV_CHUNK_PAGES);
 	}
 	return pages * PAGE_SIZE;
 }
@@ -108,7 +110,7 @@ static int check_room(const struct restore *r)
 int restore_memory(void *ctx)
 {
 	struct restore *r = ctx;
-	int err = check_room(r);
+	int err = r->stream ? 0 : check_room(r);
 
 	for (size_t i = 0; !err && i < r->nr_blocks; i++)
 		err = make_block(r, i);
@@ -141,13 +143,15 @@ void restore_memory_undo(void *ctx)
 	pv_swap_destroy(&r->swap);
 }
 
-// One chunk on its way from the images to its place.
+// One chunk on its way from the images to its place: its parts are read one after the other.
 struct move {
 	struct loop_op op;
 	struct pv_placing placing;
 	struct mover *mover;
-	const struct img_chunk *chunk;
-	uint32_t block;
+	struct img_part *parts;
+	unsigned nr_parts, part;
+	char *stored; // of the part, IMG_STORED_MAX
+	char *pages;  // where parts are put together, a chunk
 	bool busy;
 };
 
@@ -156,16 +160,12 @@ struct mover {
 	struct loop loop;
 	struct pv_placer placer;
 	struct progress progress;
+	struct img_unpacker *unpacker;
 	struct move moves[NR_BUFFERS];
 	uint64_t next;
 	unsigned nr_busy;
 	int err;
 };
-
-static size_t move_len(const struct move *m)
-{
-	return bitmap_count(m->chunk->present, PV_CHUNK_PAGES) * PAGE_SIZE;
-}
 
 static void move_failed(struct move *m, int err, const char *what)
 {
@@ -181,46 +181,92 @@ static void placed(struct pv_placing *p, int err)
 	struct move *m = list_entry(p, struct move, placing);
 
 	if (err) {
-		move_failed(m, err, "cannot write it to the swap image");
+		move_failed(m, err, "cannot put it into memory or the swap image");
 		return;
 	}
-	progress_add(&m->mover->progress, move_len(m));
+	progress_add(&m->mover->progress, bitmap_count(p->present, PV_CHUNK_PAGES) * PAGE_SIZE);
 	m->busy = false;
 	m->mover->nr_busy--;
 }
 
-static void chunk_read(struct loop_op *op, int res)
+static void read_part(struct move *m)
+{
+	const struct img_part *p = &m->parts[m->part];
+
+	loop_read(&m->mover->loop, &m->op, img_part_fd(p), m->stored, p->entry->stored, p->entry->off);
+}
+
+// What is stored is just what is wanted of the chunk, page by page.
+static bool is_packed(const struct move *m)
+{
+	const struct img_part *p = m->parts;
+
+	return m->nr_parts == 1 && img_part_is_raw(p) && !memcmp(p->pages, p->entry->present, sizeof p->pages);
+}
+
+// All parts were unpacked to where their pages are in the chunk; now one page follows the other.
+static void pack(struct move *m)
+{
+	char *to = m->pages;
+
+	for (size_t i = 0, n; (n = bitmap_next_run(m->placing.present, PV_CHUNK_PAGES, &i)); i += n) {
+		memmove(to, m->pages + i * PAGE_SIZE, n * PAGE_SIZE);
+		to += n * PAGE_SIZE;
+	}
+}
+
+static void part_read(struct loop_op *op, int res)
 {
 	struct move *m = list_entry(op, struct move, op);
+	const struct img_part *p = &m->parts[m->part];
+	int err;
 
-	if (res < 0 || (size_t)res < move_len(m)) {
+	if (res < 0 || (uint32_t)res < p->entry->stored) {
 		move_failed(m, res < 0 ? res : -EIO, "cannot read the images");
-	} else if (!img_chunk_check(m->chunk, m->placing.packed)) {
-		move_failed(m, -EBADMSG, "the images are damaged, its checksum is wrong");
-	} else {
-		memcpy(m->placing.present, m->chunk->present, sizeof m->placing.present);
-		m->placing.done = placed;
-		pv_place(&m->mover->placer, &m->placing);
+		return;
 	}
+	if (is_packed(m))
+		err = img_part_check(p, m->stored);
+	else
+		err = img_part_unpack(m->mover->unpacker, p, m->stored, m->pages);
+	if (err) {
+		move_failed(m, err, "the images are damaged");
+		return;
+	}
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		m->placing.present[w] |= p->pages[w];
+	if (++m->part < m->nr_parts) {
+		read_part(m);
+		return;
+	}
+	m->placing.packed = is_packed(m) ? m->stored : m->pages;
+	if (!is_packed(m))
+		pack(m);
+	m->placing.done = placed;
+	pv_place(&m->mover->placer, &m->placing);
 }
 
 // The next chunk that has content goes into this buffer. False when there is none.
 static bool move_next(struct mover *v, struct move *m)
 {
-	for (; v->next < v->r->nr_chunks; v->next++) {
-		uint64_t in_block;
+	uint64_t all[PV_WORDS], in_block;
+	uint32_t block;
 
-		lp_image_chunk(v->r->images, v->next, &m->block, &in_block);
-		m->chunk = img_dir_chunk(v->r->images, m->block, in_block);
-		if (!bitmap_empty(m->chunk->present, PV_CHUNK_PAGES))
+	memset(all, 0xff, sizeof all);
+	for (m->nr_parts = 0; v->next < v->r->nr_chunks; v->next++) {
+		lp_image_chunk(v->r->images, v->next, &block, &in_block);
+		m->nr_parts = img_dir_parts(v->r->images, block, in_block, all, m->parts);
+		if (m->nr_parts)
 			break;
 	}
-	if (v->next == v->r->nr_chunks)
+	if (!m->nr_parts)
 		return false;
 	m->placing.chunk = v->next++;
+	memset(m->placing.present, 0, sizeof m->placing.present);
+	m->part = 0;
 	m->busy = true;
 	v->nr_busy++;
-	loop_read(&v->loop, &m->op, img_dir_pages_fd(v->r->images, m->block), m->placing.packed, move_len(m), m->chunk->off);
+	read_part(m);
 	return true;
 }
 
@@ -252,6 +298,8 @@ int restore_place(void *ctx)
 
 	if (r->o->lazy)
 		return 0;
+	if (r->stream)
+		return restore_stream_place(r);
 	v = calloc(1, sizeof *v);
 	if (!v)
 		return -ENOMEM;
@@ -262,11 +310,15 @@ int restore_place(void *ctx)
 	else
 		err = pv_placer_init(&v->placer, &v->loop, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
 				     r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+	if (!err)
+		err = img_unpacker_new(&v->unpacker);
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {
 		v->moves[i].mover = v;
-		v->moves[i].op.done = chunk_read;
-		v->moves[i].placing.packed = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE);
-		if (!v->moves[i].placing.packed)
+		v->moves[i].op.done = part_read;
+		v->moves[i].parts = calloc(img_dir_layers(r->images), sizeof *v->moves[i].parts);
+		v->moves[i].stored = aligned_alloc(PAGE_SIZE, IMG_STORED_MAX);
+		v->moves[i].pages = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE);
+		if (!v->moves[i].parts || !v->moves[i].stored || !v->moves[i].pages)
 			err = -ENOMEM;
 	}
 	if (!err) {
@@ -278,8 +330,12 @@ int restore_place(void *ctx)
 	r->nr_in_swap = v->placer.nr_swap;
 	loop_fini(&v->loop);
 	pv_placer_fini(&v->placer);
-	for (unsigned i = 0; i < NR_BUFFERS; i++)
-		free(v->moves[i].placing.packed);
+	for (unsigned i = 0; i < NR_BUFFERS; i++) {
+		free(v->moves[i].parts);
+		free(v->moves[i].stored);
+		free(v->moves[i].pages);
+	}
+	img_unpacker_free(v->unpacker);
 	free(v);
 	return err;
 }

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,6 +12,7 @@
 #include "criu-vm/cmd.h"
 #include "criu-vm/process.h"
 #include "criu-vm/restore.h"
+#include "criu-vm/uffd_dev.h"
 #include "mm/maps.h"
 #include "mm/plant.h"
 #include "mm/uapi.h"
@@ -96,7 +96,7 @@ static bool drops_privileges(char *const *argv, int argc)
 	return false;
 }
 
-static int make_argv(struct restore *r, int qmp_fd, char ***argv)
+static int make_argv(struct restore *r, int qmp_fd, int commands_fd, char ***argv)
 {
 	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(r->nr_blocks, sizeof *ram);
 	struct qemu_cmdline_opts o;
@@ -105,8 +105,9 @@ static int make_argv(struct restore *r, int qmp_fd, char ***argv)
 		return -ENOMEM;
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		ram[i] = (struct qemu_cmdline_ram){ .backend_id = r->vm->blocks[i]->backend_id, .len = r->blocks[i].len, .fd = r->blocks[i].memfd };
-	o = (struct qemu_cmdline_opts){ .qemu = r->vm->qemu_path, .recorded = r->vm->argv, .nr_recorded = (int)r->vm->n_argv,
+	o = (struct qemu_cmdline_opts){ .qemu = restore_binary(r), .recorded = r->argv, .nr_recorded = r->argc,
 					.replace = r->o->replace, .nr_replace = r->o->nr_replace, .machine = r->vm->machine, .qmp_fd = qmp_fd,
+					.commands_fd = commands_fd,
 					.ram = ram, .nr_ram = r->nr_blocks };
 	return qemu_cmdline_rebuild(&o, argv);
 }
@@ -139,16 +140,18 @@ static size_t argv_len(char *const *argv)
 
 static int start_qemu(struct restore *r)
 {
-	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 2, .log = r->log };
+	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 3, .log = r->log };
 	_cleanup_free_ int *fds = calloc(o.nr_fds, sizeof *fds);
-	_cleanup_close_ int qmp_fd = -1;
+	_cleanup_close_ int qmp_fd = -1, commands_fd = -1;
 	char **argv;
 	int err;
 
 	if (!fds)
 		return -ENOMEM;
-	// Our own socket, so that a QEMU of another user needs no way into the run directory.
+	// Our own sockets, so that a QEMU of another user needs no way into the run directory.
 	qmp_fd = err = run_dir_listen(&r->rd, "qmp.sock");
+	if (err >= 0)
+		commands_fd = err = run_dir_listen(&r->rd, "commands.sock");
 	if (err < 0)
 		return err;
 	for (size_t i = 0; i < r->nr_blocks; i++)
@@ -161,7 +164,8 @@ static int start_qemu(struct restore *r)
 		return r->io_fd;
 	}
 	fds[r->nr_blocks + 1] = r->io_fd;
-	err = make_argv(r, qmp_fd, &argv);
+	fds[r->nr_blocks + 2] = commands_fd;
+	err = make_argv(r, qmp_fd, commands_fd, &argv);
 	if (err)
 		return err;
 	o.argv = argv;
@@ -196,60 +200,15 @@ void restore_start_undo(void *ctx)
 	launch_abort(&r->launch);
 }
 
-// QEMU's name for a descriptor of the userfaultfd device, which we give it for a moment.
-#define UFFD_DEV_NAME "criu-vm-uffd"
-
-static int find_uffd_dev(pid_t pid)
-{
-	char path[64], link[64];
-	struct dirent *d;
-	int found = -1;
-	DIR *dir;
-
-	snprintf(path, sizeof path, "/proc/%d/fd", pid);
-	dir = opendir(path);
-	while (dir && found < 0 && (d = readdir(dir))) {
-		ssize_t n = readlinkat(dirfd(dir), d->d_name, link, sizeof link - 1);
-
-		if (n > 0) {
-			link[n] = 0;
-			if (!strcmp(link, "/dev/userfaultfd"))
-				found = atoi(d->d_name);
-		}
-	}
-	if (dir)
-		closedir(dir);
-	return found;
-}
-
-// A QEMU that is not root may not call userfaultfd(2): it gets the device from us.
 static int plant(struct restore *r, struct mm_plant *p)
 {
-	struct mm_plant_opts o = { .ring_entries = RING_ENTRIES, .sq_idle_ms = RING_IDLE_MS, .target_uffd_dev = -1 };
-	_cleanup_close_ int dev = -1;
-	uid_t uid;
-	gid_t gid;
-	int err;
+	struct mm_plant_opts o = { .ring_entries = RING_ENTRIES, .sq_idle_ms = RING_IDLE_MS };
+	int err = uffd_dev_give(r->qmp, r->launch.qemu, &o.target_uffd_dev);
 
-	err = qemu_process_ids(r->launch.qemu, &uid, &gid);
 	if (err)
 		return err;
-	if (!uid)
-		return mm_plant(r->launch.qemu, &o, p);
-	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (dev < 0) {
-		err = -errno;
-		log_err("QEMU runs as user %u, for which /dev/userfaultfd is needed: %s", uid, strerror(-err));
-		return err;
-	}
-	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", UFFD_DEV_NAME), dev, NULL);
-	if (err)
-		return err;
-	o.target_uffd_dev = find_uffd_dev(r->launch.qemu);
-	err = o.target_uffd_dev < 0 ? -ENOENT : mm_plant(r->launch.qemu, &o, p);
-	if (o.target_uffd_dev < 0)
-		log_err("QEMU did not take the userfaultfd device");
-	qmp_call(r->qmp, "closefd", json_pack("{s:s}", "fdname", UFFD_DEV_NAME), NULL);
+	err = mm_plant(r->launch.qemu, &o, p);
+	uffd_dev_take_back(r->qmp, o.target_uffd_dev);
 	return err;
 }
 
@@ -405,7 +364,7 @@ static int expand_blocks(const DeviceStateEntry *ds, struct qemu_small_block *sm
 
 static int build_stream(const struct restore *r, uint8_t **stream, size_t *len)
 {
-	const DeviceStateEntry *ds = img_dir_device_state(r->images);
+	const DeviceStateEntry *ds = r->stream ? img_stream_in_device_state(r->stream) : img_dir_device_state(r->images);
 	struct qemu_small_block *small = calloc(ds->n_blocks + 1, sizeof *small);
 	int err = small ? expand_blocks(ds, small) : -ENOMEM;
 

@@ -11,7 +11,8 @@
 //     status                how it ended, where a pager saw it
 //     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
-//     qmp.sock              criu-vm's own QMP monitor of the VM
+//     qmp.sock              QEMU's monitor for the pager
+//     commands.sock         and one for commands, one at a time
 //     control.sock          the pager's
 #pragma once
 #include <stdbool.h>

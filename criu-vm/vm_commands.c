@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "criu-vm/vm_pager_int.h"
+#include "pvmem/snapshot.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/log.h"
@@ -90,6 +91,16 @@ static json_t *replace(struct vm_pager *v, const json_t *request)
 	return json_object();
 }
 
+// Why nothing can be asked of its paging now; NULL: it can.
+static json_t *not_paged(const struct vm_pager *v)
+{
+	if (!v->state.paging)
+		return answer_error("all of its memory is plain memory: it was restored without --ram and --lazy-pages");
+	if (!lp_pager_serves(v->lp))
+		return answer_error("its pager does not serve yet; criu-vm stat tells what it waits for");
+	return NULL;
+}
+
 // The swap image that a smaller budget needs, made by who asks.
 static int take_swap(struct vm_pager *v, const json_t *request)
 {
@@ -114,15 +125,14 @@ static json_t *set(struct vm_pager *v, const json_t *request)
 	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram")), old = v->state.budget;
 	bool had_swap = v->swap.fd >= 0;
 	char want[16], least[16];
+	json_t *refusal = not_paged(v);
 	int r;
 
-	if (!v->state.paging)
-		return answer_error("all of its memory is plain memory: it was restored without --ram and --lazy-pages");
+	if (refusal)
+		return refusal;
 	if (ram < pv_min_budget(v->state.ram))
 		return answer_error("%s is too little for this VM: it needs %s at least, so that I/O in flight and page-outs have room",
 				    size_format(ram, want), size_format(pv_min_budget(v->state.ram), least));
-	if (!lp_pager_serves(v->lp))
-		return answer_error("its pager does not serve yet; criu-vm stat tells what it waits for");
 	v->state.budget = ram < v->state.ram ? ram : v->state.ram;
 	r = take_swap(v, request);
 	if (!r && v->state.budget < v->state.ram && v->swap.fd < 0)
@@ -140,11 +150,46 @@ static json_t *set(struct vm_pager *v, const json_t *request)
 	return json_pack("{s:I}", "budget", (json_int_t)v->state.budget);
 }
 
+// What was written, and not taken yet, is dirty in the page table when the answer comes. All of it at once: the guest's faults wait
+// for 1-2 ms a GiB that is in memory.
+static json_t *harvest(struct vm_pager *v)
+{
+	return json_pack("{s:I}", "harvested", (json_int_t)pv_engine_harvest(lp_pager_engine(v->lp)));
+}
+
+static json_t *begin_snapshot(struct vm_pager *v, const json_t *request)
+{
+	int shadow, r = vm_snapshot_begin(v, (pid_t)json_integer_value(json_object_get(request, "pid")), &shadow);
+
+	if (r == -EBUSY)
+		return answer_error("another snapshot of it is under way");
+	if (r)
+		return answer_error("a snapshot cannot be made: %s", strerror(-r));
+	return json_pack("{s:i s:i}", "shadow", shadow, "pager_pid", (int)getpid());
+}
+
 json_t *vm_commands_do(void *ctx, const char *name, const json_t *request)
 {
+	struct vm_pager *v = ctx;
+	json_t *refusal;
+
 	if (!strcmp(name, "replace"))
-		return replace(ctx, request);
+		return replace(v, request);
 	if (!strcmp(name, "set"))
-		return set(ctx, request);
-	return answer_error("unknown command");
+		return set(v, request);
+	if (strcmp(name, "harvest") && strncmp(name, "snapshot-", 9))
+		return answer_error("unknown command");
+	if ((refusal = not_paged(v)))
+		return refusal;
+	if (!strcmp(name, "harvest"))
+		return harvest(v);
+	if (!strcmp(name, "snapshot-begin"))
+		return begin_snapshot(v, request);
+	if (!strcmp(name, "snapshot-instant"))
+		pv_snapshot_instant(lp_pager_engine(v->lp));
+	else if (!strcmp(name, "snapshot-end"))
+		vm_snapshot_end(v);
+	else
+		return answer_error("unknown command");
+	return json_object();
 }

@@ -139,6 +139,7 @@ static int attach_paging(struct vm_pager *v)
 		return r;
 	if ((r = run_dir_map_pages(v->rd, s->nr_chunks, false, &v->pages)) || (r = map_blocks(v)))
 		return r;
+	vm_snapshot_of_the_dead(v);
 	r = lp_pager_fence(v->lp, v->io_fd, s->io_entries);
 	if (r)
 		return r;
@@ -180,6 +181,7 @@ static int attach(struct vm_pager *v)
 static void detach(struct vm_pager *v)
 {
 	lp_pager_free(v->lp);
+	vm_snapshot_fini(v);
 	qmp_close(v->qmp);
 	mm_plant_fini(&v->plant);
 	img_dir_close(v->images);

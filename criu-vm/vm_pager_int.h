@@ -3,7 +3,8 @@
 //
 //   vm_pager.c     finds its VM, serves it, lets go of it
 //   vm_monitor.c   QEMU's monitor: drains, cont, what QEMU tells
-//   vm_commands.c  what clients ask for: stat, set, replace
+//   vm_commands.c  what clients ask for: stat, set, replace, harvest
+//   vm_snapshot.c  a snapshot that a client asked for
 #pragma once
 #include <stdbool.h>
 
@@ -31,6 +32,7 @@ struct vm_pager {
 	int opened[2];   // a byte when the monitor thread is done
 	bool started;    // the VM is its own
 	bool guest_runs, draining;
+	struct vm_snapshot *snapshot; // NULL: there is none
 	bool cont_due; // nobody knows whether the last pager has said it
 	char waits_for[256];
 };
@@ -51,6 +53,16 @@ void vm_monitor_recall(struct vm_pager *v);
 void vm_monitor_drain(void *ctx);
 // The VM cannot be started; the restore is told.
 void vm_monitor_cannot_start(struct vm_pager *v, const char *why);
+
+// vm_snapshot.c
+// *shadow: our descriptor. -EBUSY: there is one; -ESRCH: no such process; or -errno. Silent.
+int vm_snapshot_begin(struct vm_pager *v, pid_t asker, int *shadow);
+// Harmless if there is none.
+void vm_snapshot_end(struct vm_pager *v);
+// After the loop and the engine were freed.
+void vm_snapshot_fini(struct vm_pager *v);
+// Tells who reads a snapshot of the pager before us that it is over. Before any page is mapped.
+void vm_snapshot_of_the_dead(const struct vm_pager *v);
 
 // vm_commands.c
 // lp_opts.describe and lp_opts.command

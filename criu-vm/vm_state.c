@@ -19,7 +19,7 @@
 #include "util/log.h"
 #include "util/size.h"
 
-#define STATE_VERSION 2
+#define STATE_VERSION 3
 #define STATE_MAX_LEN (1 << 20)
 #define MAX_BLOCKS 256
 

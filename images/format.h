@@ -16,16 +16,24 @@
 #define IMG_MAGIC_PAGEMAP 0x56084025U
 #define IMG_MAGIC_STATS 0x57093306U
 #define IMG_CRIU_VERSION 2U
+#define IMG_PE_PARENT (1U << 0)
 #define IMG_PE_PRESENT (1U << 2)
 
 // Ours: "VM01", "DS01" in the file's byte order.
 #define IMG_MAGIC_VM 0x31304d56U
 #define IMG_MAGIC_DEVICE_STATE 0x31305344U
-#define IMG_FORMAT 1U
+#define IMG_FORMAT 2U
+
+// inventory_entry.vm_features: what a reader must understand.
+#define IMG_FEATURE_ZSTD (1ULL << 0)	 // what is stored of a chunk is a zstd frame
+#define IMG_FEATURE_PARENT (1ULL << 1)	 // pages without an entry here may be in the parent
+#define IMG_FEATURE_RAM_ONLY (1ULL << 2) // a pre-dump: no device state
+#define IMG_FEATURES (IMG_FEATURE_ZSTD | IMG_FEATURE_PARENT | IMG_FEATURE_RAM_ONLY)
 
 // Limits on what a file may say.
 #define IMG_BLOCKS_MAX 256U
 #define IMG_BLOCK_LEN_MAX (16384 * GiB)
+#define IMG_CHAIN_MAX 64U
 #define IMG_SMALL_BLOCKS_MAX 1024U
 #define IMG_SMALL_BLOCK_LEN_MAX GiB
 #define IMG_INVENTORY_MAX ((uint32_t)MiB)
@@ -39,4 +47,5 @@
 #define IMG_NAME_DEVICE_STATE "device-state.img"
 #define IMG_NAME_STATS "stats-dump.img"
 #define IMG_NAME_PAGEMAP "pagemap-%u.img"
-#define IMG_NAME_PAGES "pages-%u.img"
+#define IMG_NAME_PAGES "pages-1.img"
+#define IMG_NAME_PARENT "parent"

@@ -17,26 +17,23 @@
 // The checksum is the last field of the message, a fixed64: it covers all bytes of the file before its value.
 #define SUM_LEN sizeof(uint64_t)
 
-int img_inventory_put(int dirfd, const char *dir, VmFileEntry **files, size_t nr_files)
+int img_inventory_put(int dirfd, const char *dir, InventoryEntry *inv)
 {
-	InventoryEntry inv = INVENTORY_ENTRY__INIT;
 	_cleanup_free_ uint8_t *packed = NULL;
 	uint32_t frame_len;
-	uint64_t sum;
 	struct img_out o;
+	uint64_t sum;
 	size_t len;
 	int ret;
 
-	inv.img_version = IMG_CRIU_VERSION;
-	inv.has_vm_format = inv.has_vm_checksum = true;
-	inv.vm_format = IMG_FORMAT;
-	inv.n_vm_files = nr_files;
-	inv.vm_files = files;
-	len = inventory_entry__get_packed_size(&inv);
+	inv->img_version = IMG_CRIU_VERSION;
+	inv->has_vm_format = inv->has_vm_checksum = true;
+	inv->vm_format = IMG_FORMAT;
+	len = inventory_entry__get_packed_size(inv);
 	packed = malloc(len);
 	if (!packed)
 		return img_io_error(dir, "write", -ENOMEM);
-	inventory_entry__pack(&inv, packed);
+	inventory_entry__pack(inv, packed);
 	frame_len = htole32((uint32_t)len);
 
 	ret = img_out_open(&o, dirfd, dir, IMG_NAME_INVENTORY, IMG_MAGIC_INVENTORY);
@@ -45,7 +42,8 @@ int img_inventory_put(int dirfd, const char *dir, VmFileEntry **files, size_t nr
 	if (!ret)
 		ret = img_out_hashed(&o, packed, len - SUM_LEN);
 	if (!ret) {
-		sum = htole64(img_out_digest(&o));
+		inv->vm_checksum = img_out_digest(&o);
+		sum = htole64(inv->vm_checksum);
 		ret = img_out_hashed(&o, &sum, sizeof sum);
 	}
 	if (!ret)
@@ -75,7 +73,7 @@ static int check_sum(const struct img_in *in, const InventoryEntry *inv)
 
 static int check_version(const char *path, const InventoryEntry *inv)
 {
-	if (inv->img_version == IMG_CRIU_VERSION && inv->vm_format == IMG_FORMAT && !inv->vm_features)
+	if (inv->img_version == IMG_CRIU_VERSION && inv->vm_format == IMG_FORMAT && !(inv->vm_features & ~IMG_FEATURES))
 		return 0;
 	log_err("%s: format %u.%u with features %#" PRIx64 " is not known to this criu-vm, which reads %u.%u: use a newer one", path,
 		inv->img_version, inv->vm_format, inv->vm_features, IMG_CRIU_VERSION, IMG_FORMAT);
@@ -89,6 +87,15 @@ static int check_is_vm(const char *path, const InventoryEntry *inv)
 		return 0;
 	log_err("%s: is of a checkpoint of processes, not of a VM: use criu", path);
 	return -EINVAL;
+}
+
+static int check_features(const char *path, const InventoryEntry *inv)
+{
+	if (inv->has_vm_features == !inv->vm_features)
+		return img_damaged(path, "its features are there, and are none");
+	if (inv->has_vm_parent == !(inv->vm_features & IMG_FEATURE_PARENT))
+		return img_damaged(path, "its parent and its features do not fit together");
+	return 0;
 }
 
 int img_inventory_get(int dirfd, const char *dir, InventoryEntry **out)
@@ -116,6 +123,8 @@ int img_inventory_get(int dirfd, const char *dir, InventoryEntry **out)
 		ret = check_sum(&in, inv);
 	if (!ret)
 		ret = check_version(in.path, inv);
+	if (!ret)
+		ret = check_features(in.path, inv);
 	img_in_fini(&in);
 	if (ret)
 		inventory_entry__free_unpacked(inv, NULL);

@@ -5,7 +5,9 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <linux/fs.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "images/file_int.h"
@@ -15,49 +17,50 @@
 
 // A buffer goes out when less than a chunk fits: writes are of more than 3 MiB, but for the last.
 #define BUF_SIZE (4 * MiB)
+// The file grows by so much at once. A write that makes a file longer is one that others wait for.
+#define GROW_SIZE (256 * MiB)
 
-int img_pages_init(struct img_pages *p)
+static int init_buffers(struct img_pages *p)
 {
 	int ret;
 
-	memset(p, 0, sizeof *p);
-	p->fd = -1;
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < IMG_PAGES_BUFS; i++) {
 		p->buf[i].data = aligned_alloc(PAGE_SIZE, BUF_SIZE);
-		if (!p->buf[i].data) {
-			log_err("no memory for the buffers of the pages files");
-			return -ENOMEM;
-		}
+		if (!p->buf[i].data)
+			return img_io_error(p->path, "create", -ENOMEM);
 	}
-	ret = io_uring_queue_init(2, &p->ring, 0);
-	if (ret) {
+	ret = io_uring_queue_init(IMG_PAGES_BUFS, &p->ring, 0);
+	if (ret)
 		log_err("cannot set up io_uring: %s; is it allowed here (sysctl kernel.io_uring_disabled, seccomp)?", strerror(-ret));
-		return ret;
-	}
-	p->have_ring = true;
-	return 0;
+	p->have_ring = !ret;
+	return ret;
 }
 
 int img_pages_open(struct img_pages *p, int dirfd, const char *dir, const char *name)
 {
 	const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
 
+	memset(p, 0, sizeof *p);
+	p->fd = -1;
 	if (snprintf(p->path, sizeof p->path, "%s/%s", dir, name) >= (int)sizeof p->path)
-		return img_io_error(name, "create", -ENAMETOOLONG);
+		return p->err = img_io_error(name, "create", -ENAMETOOLONG);
 	p->fd = openat(dirfd, name, flags | O_DIRECT, 0600);
 	// A file system without O_DIRECT may say so after it has created the file.
 	if (p->fd < 0 && errno == EINVAL)
 		p->fd = openat(dirfd, name, flags & ~O_EXCL, 0600);
 	if (p->fd < 0)
 		return p->err = img_io_error(p->path, "create", -errno);
-	p->cur = 0;
-	p->buf[0].off = p->buf[0].len = 0;
-	return 0;
+	return p->err = init_buffers(p);
 }
 
-uint64_t img_pages_len(const struct img_pages *p)
+int img_pages_open_stream(struct img_pages *p, struct img_stream_out *stream)
 {
-	return p->buf[p->cur].off + p->buf[p->cur].len;
+	memset(p, 0, sizeof *p);
+	p->fd = -1;
+	p->stream = stream;
+	snprintf(p->path, sizeof p->path, "the stream");
+	p->buf[0].data = aligned_alloc(PAGE_SIZE, IMG_CHUNK_SIZE);
+	return p->err = p->buf[0].data ? 0 : img_io_error(p->path, "write", -ENOMEM);
 }
 
 static int write_failed(struct img_pages *p, uint64_t off, int err)
@@ -67,7 +70,7 @@ static int write_failed(struct img_pages *p, uint64_t off, int err)
 	if (err != -ENOSPC && err != -EDQUOT)
 		return img_io_error(p->path, "write", err);
 	log_err("%s: %s: %s of it written, at most %s missing; free that much or name a directory elsewhere", p->path, strerror(-err),
-		size_format(off, have), size_format(img_pages_len(p) - off + p->ahead, missing));
+		size_format(off, have), size_format(p->len - off + p->ahead, missing));
 	return err;
 }
 
@@ -105,13 +108,26 @@ static void wait_for(struct img_pages *p, unsigned i)
 		;
 }
 
-// Sends the current buffer off and turns to the other.
+// Makes the file longer ahead of the writes, where the file system can: without, they work as well.
+static void grow(struct img_pages *p, uint64_t end)
+{
+	uint64_t step = p->ahead < GROW_SIZE ? p->ahead : GROW_SIZE;
+
+	if (end <= p->allocated)
+		return;
+	if (fallocate(p->fd, 0, (off_t)p->allocated, (off_t)(end + step - p->allocated)))
+		step = 0;
+	p->allocated = end + step;
+}
+
+// Sends the current buffer off and turns to the next.
 static int flush(struct img_pages *p)
 {
-	unsigned cur = p->cur, next = !cur;
+	unsigned cur = p->cur, next = (cur + 1) % IMG_PAGES_BUFS;
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
 	int ret;
 
+	grow(p, p->buf[cur].off + p->buf[cur].len);
 	io_uring_prep_write(sqe, p->fd, p->buf[cur].data, (unsigned)p->buf[cur].len, p->buf[cur].off);
 	io_uring_sqe_set_data64(sqe, cur);
 	do
@@ -130,34 +146,63 @@ static int flush(struct img_pages *p)
 
 int img_pages_room(struct img_pages *p, uint8_t **room)
 {
-	if (!p->err && p->buf[p->cur].len + IMG_CHUNK_SIZE > BUF_SIZE)
+	if (!p->err && !p->stream && p->buf[p->cur].len + IMG_CHUNK_SIZE > BUF_SIZE)
 		flush(p);
 	*room = p->buf[p->cur].data + p->buf[p->cur].len;
 	return p->err;
 }
 
-void img_pages_add(struct img_pages *p, size_t len)
+int img_pages_add(struct img_pages *p, struct img_place at, struct img_chunk *c, size_t len, uint64_t checksum)
 {
-	p->buf[p->cur].len += len;
+	c->off = p->len;
+	c->stored = (uint32_t)len;
+	c->checksum = checksum;
+	if (p->stream && !p->err)
+		p->err = img_stream_out_chunk(p->stream, at.block, at.chunk, c, p->buf[0].data);
+	else
+		p->buf[p->cur].len += len;
+	p->len += len;
+	return p->err;
+}
+
+// Beyond what is buffered, which is written to its place whenever that is.
+int img_pages_clone(struct img_pages *p, struct img_chunk *c, int from, uint64_t off)
+{
+	struct file_clone_range range = { .src_fd = from, .src_offset = off, .src_length = c->stored, .dest_offset = p->len };
+
+	if (p->err)
+		return p->err;
+	if (p->stream || p->no_clone || ioctl(p->fd, FICLONERANGE, &range)) {
+		p->no_clone = true;
+		return -EOPNOTSUPP;
+	}
+	c->off = p->len;
+	if (p->buf[p->cur].len)
+		flush(p);
+	p->len += c->stored;
+	p->buf[p->cur].off = p->len;
+	return p->err;
 }
 
 int img_pages_close(struct img_pages *p)
 {
+	if (p->stream)
+		return p->err;
 	if (!p->err && p->buf[p->cur].len)
 		flush(p);
-	wait_for(p, 0);
-	wait_for(p, 1);
-	if (!p->err && fsync(p->fd))
-		p->err = write_failed(p, img_pages_len(p), -errno);
+	for (unsigned i = 0; i < IMG_PAGES_BUFS; i++)
+		wait_for(p, i);
+	if (!p->err && (ftruncate(p->fd, (off_t)p->len) || fsync(p->fd)))
+		p->err = write_failed(p, p->len, -errno);
 	if (close(p->fd) && !p->err)
-		p->err = write_failed(p, img_pages_len(p), -errno);
+		p->err = write_failed(p, p->len, -errno);
 	p->fd = -1;
 	return p->err;
 }
 
 void img_pages_fini(struct img_pages *p)
 {
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < IMG_PAGES_BUFS; i++) {
 		wait_for(p, i);
 		// One whose write cannot be waited for is left to the kernel.
 		if (!p->buf[i].writing)

@@ -10,29 +10,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "images/criu.pb-c.h"
+#include "images/dir_int.h"
 #include "images/format.h"
 #include "images/inventory_int.h"
 #include "images/pagemap_int.h"
 #include "images/valid_int.h"
 #include "util/bitmap.h"
+#include "util/cleanup.h"
 #include "util/log.h"
-
-struct block {
-	uint64_t len, nr_chunks;
-	struct img_chunk *chunks;
-	int pages_fd;
-};
-
-struct img_dir {
-	int fd;
-	char path[PATH_MAX];
-	InventoryEntry *inv;
-	VmEntry *vm;
-	DeviceStateEntry *ds;
-	uint32_t nr_blocks;
-	struct block *blocks;
-};
 
 // A file that the inventory lists. NULL is logged.
 static const VmFileEntry *listed(const struct img_dir *d, const char *name)
@@ -136,39 +121,36 @@ static int check_stats(struct img_dir *d)
 	return ret;
 }
 
-static int open_pages(struct img_dir *d, struct block *b, const char *name, uint64_t pages)
+static int open_pages(struct img_dir *d)
 {
 	const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-	const VmFileEntry *f = listed(d, name);
+	const VmFileEntry *f = listed(d, IMG_NAME_PAGES);
 	char path[PATH_MAX + 32];
 	struct stat st;
 	int now;
 
 	if (!f)
 		return -EBADMSG;
-	snprintf(path, sizeof path, "%s/%s", d->path, name);
-	b->pages_fd = openat(d->fd, name, flags | O_DIRECT);
-	if (b->pages_fd < 0 && errno == EINVAL)
-		b->pages_fd = openat(d->fd, name, flags);
-	if (b->pages_fd < 0 || fstat(b->pages_fd, &st))
+	snprintf(path, sizeof path, "%s/%s", d->path, IMG_NAME_PAGES);
+	d->pages_fd = openat(d->fd, IMG_NAME_PAGES, flags | O_DIRECT);
+	if (d->pages_fd < 0 && errno == EINVAL)
+		d->pages_fd = openat(d->fd, IMG_NAME_PAGES, flags);
+	if (d->pages_fd < 0 || fstat(d->pages_fd, &st))
 		return img_io_error(path, "open", -errno);
 	if (!S_ISREG(st.st_mode))
 		return img_damaged(path, "it is no regular file");
 	// It was for the open only: with it, io_uring fails a read that would wait for the disk.
-	now = fcntl(b->pages_fd, F_GETFL);
-	if (now < 0 || fcntl(b->pages_fd, F_SETFL, now & ~O_NONBLOCK))
+	now = fcntl(d->pages_fd, F_GETFL);
+	if (now < 0 || fcntl(d->pages_fd, F_SETFL, now & ~O_NONBLOCK))
 		return img_io_error(path, "open", -errno);
-	if (f->len != pages * PAGE_SIZE)
-		return img_damaged(path, "its pagemap has %" PRIu64 " pages, %s %" PRIu64 " bytes", pages, IMG_NAME_INVENTORY, f->len);
 	return check_len(path, (uint64_t)st.st_size, f);
 }
 
 static int read_block(struct img_dir *d, uint32_t i)
 {
-	struct block *b = &d->blocks[i];
+	struct img_block *b = &d->blocks[i];
 	const VmFileEntry *f;
 	struct img_in in;
-	uint64_t pages;
 	char name[24];
 	int ret;
 
@@ -180,14 +162,48 @@ static int read_block(struct img_dir *d, uint32_t i)
 	snprintf(name, sizeof name, IMG_NAME_PAGEMAP, i + 1);
 	ret = open_listed(d, name, IMG_MAGIC_PAGEMAP, &in, &f);
 	if (!ret)
-		ret = img_pagemap_get(&in, i, b->len, b->chunks, &pages);
+		ret = img_pagemap_get(&in, b->len, d->inv->vm_features, b->chunks);
 	if (!ret)
 		ret = check_sum(&in, f);
 	img_in_fini(&in);
-	if (ret)
-		return ret;
-	snprintf(name, sizeof name, IMG_NAME_PAGES, i + 1);
-	return open_pages(d, b, name, pages);
+	return ret;
+}
+
+static uint64_t stored_len(const struct img_dir *d)
+{
+	uint64_t len = 0;
+
+	for (uint32_t i = 0; i < d->nr_blocks; i++)
+		for (uint64_t c = 0; c < d->blocks[i].nr_chunks; c++)
+			len += d->blocks[i].chunks[c].stored;
+	return len;
+}
+
+// Each page of the pages file belongs to one chunk.
+static int check_extents(const struct img_dir *d)
+{
+	uint64_t nr = stored_len(d) / PAGE_SIZE;
+	_cleanup_free_ uint64_t *taken = NULL;
+	char path[PATH_MAX + 32];
+
+	snprintf(path, sizeof path, "%s/%s", d->path, IMG_NAME_PAGES);
+	if (listed(d, IMG_NAME_PAGES)->len != nr * PAGE_SIZE)
+		return img_damaged(path, "its pagemaps have %" PRIu64 " bytes of it, not all", nr * PAGE_SIZE);
+	taken = calloc(BITMAP_WORDS(nr) + 1, sizeof *taken);
+	if (!taken)
+		return img_io_error(d->path, "open", -ENOMEM);
+	for (uint32_t i = 0; i < d->nr_blocks; i++)
+		for (uint64_t j = 0; j < d->blocks[i].nr_chunks; j++) {
+			const struct img_chunk *c = &d->blocks[i].chunks[j];
+			uint64_t first = c->off / PAGE_SIZE, n = c->stored / PAGE_SIZE;
+
+			if (!n)
+				continue;
+			if (first >= nr || n > nr - first || bitmap_next(taken, first + n, first, true) < first + n)
+				return img_damaged(path, "chunk %" PRIu64 " of block %u is beyond its end, or where another is", j, i + 1);
+			bitmap_set_range(taken, first, n);
+		}
+	return 0;
 }
 
 static int read_blocks(struct img_dir *d)
@@ -198,28 +214,27 @@ static int read_blocks(struct img_dir *d)
 	if (!d->blocks)
 		return img_io_error(d->path, "open", -ENOMEM);
 	d->nr_blocks = (uint32_t)d->vm->n_blocks;
-	for (uint32_t i = 0; i < d->nr_blocks; i++)
-		d->blocks[i].pages_fd = -1;
 	for (uint32_t i = 0; !ret && i < d->nr_blocks; i++)
 		ret = read_block(d, i);
-	return ret;
+	if (!ret)
+		ret = open_pages(d);
+	return ret ? ret : check_extents(d);
 }
 
-static int read_all(struct img_dir *d)
+// Behind the inventory.
+static int read_rest(struct img_dir *d)
 {
-	size_t expected;
-	int ret = img_inventory_get(d->fd, d->path, &d->inv);
+	size_t expected = 2 + !img_dir_ram_only(d);
+	int ret = read_vm(d);
 
-	if (!ret)
-		ret = read_vm(d);
-	if (!ret)
+	if (!ret && !img_dir_ram_only(d))
 		ret = read_device_state(d);
 	if (!ret)
 		ret = read_blocks(d);
 	if (ret)
 		return ret;
 	// All of these were found, so one more can only be the statistics.
-	expected = 2 + 2 * (size_t)d->nr_blocks;
+	expected += d->nr_blocks;
 	if (d->inv->n_vm_files == expected)
 		return 0;
 	if (d->inv->n_vm_files == expected + 1)
@@ -228,61 +243,151 @@ static int read_all(struct img_dir *d)
 	return -EBADMSG;
 }
 
-static int open_locked(struct img_dir *d, const char *path)
+// What the child's link says, for messages and for who opens it again; the link itself is what is opened.
+static int set_parent_path(struct img_dir *d, const struct img_dir *child)
 {
-	if (snprintf(d->path, sizeof d->path, "%s", path) >= (int)sizeof d->path)
-		return img_io_error(path, "open", -ENAMETOOLONG);
-	d->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char link[PATH_MAX];
+	ssize_t n = readlinkat(child->fd, IMG_NAME_PARENT, link, sizeof link - 1);
+	int len;
+
+	if (n < 0 && errno == EINVAL) // a directory in its place serves as well
+		n = snprintf(link, sizeof link, "%s", IMG_NAME_PARENT);
+	if (n < 0)
+		return img_io_error(child->path, "find the parent of", -errno);
+	link[n] = 0;
+	len = *link == '/' ? snprintf(d->path, sizeof d->path, "%s", link) : snprintf(d->path, sizeof d->path, "%s/%s", child->path, link);
+	return len < (int)sizeof d->path ? 0 : img_io_error(child->path, "find the parent of", -ENAMETOOLONG);
+}
+
+static int open_locked(struct img_dir *d, const char *path, const struct img_dir *child)
+{
+	int ret = 0;
+
+	if (child)
+		ret = set_parent_path(d, child);
+	else if (snprintf(d->path, sizeof d->path, "%s", path) >= (int)sizeof d->path)
+		ret = img_io_error(path, "open", -ENAMETOOLONG);
+	if (ret)
+		return ret;
+	d->fd = openat(child ? child->fd : AT_FDCWD, child ? IMG_NAME_PARENT : path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->fd < 0)
-		return img_io_error(path, "open the checkpoint", -errno);
+		return img_io_error(d->path, child ? "open the checkpoint, which an increment needs as its parent," : "open the checkpoint", -errno);
 	if (!flock(d->fd, LOCK_SH | LOCK_NB))
 		return 0;
 	if (errno != EWOULDBLOCK)
-		return img_io_error(path, "lock", -errno);
-	log_err("%s: is locked by a process that changes it: wait until that ends", path);
+		return img_io_error(d->path, "lock", -errno);
+	log_err("%s: is locked by a process that changes it: wait until that ends", d->path);
 	return -EBUSY;
+}
+
+// Before anything of it is read: is it the checkpoint that was built upon, and none that is in the chain already?
+static int check_parent_id(const struct img_dir *d, const struct img_dir *child)
+{
+	if (d->inv->vm_checksum == child->inv->vm_parent)
+		return 0;
+	log_err("%s: is another checkpoint than the one that %s is an increment of: put that one back", d->path, child->path);
+	return -ESTALE;
+}
+
+static int check_loop(const struct img_dir *d, const struct img_dir *first)
+{
+	struct stat st, other;
+	unsigned nr = 1;
+
+	if (fstat(d->fd, &st))
+		return img_io_error(d->path, "look at", -errno);
+	for (const struct img_dir *i = first; i != d; i = i->parent, nr++)
+		if (fstat(i->fd, &other) || (st.st_dev == other.st_dev && st.st_ino == other.st_ino))
+			return img_damaged(first->path, "its chain of parents comes back to %s", i->path);
+	return nr <= IMG_CHAIN_MAX ? 0 : img_damaged(first->path, "it has more than %u parents", IMG_CHAIN_MAX - 1);
+}
+
+static int check_same_blocks(const struct img_dir *d, const struct img_dir *child)
+{
+	bool same = d->nr_blocks == child->nr_blocks;
+
+	for (uint32_t i = 0; same && i < d->nr_blocks; i++)
+		same = d->blocks[i].len == child->blocks[i].len;
+	return same ? 0 : img_damaged(child->path, "its blocks are not those of its parent %s", d->path);
+}
+
+// *d, the end of the chain that begins with first, is filled in; child is NULL for the first.
+static int read_dir(struct img_dir *d, const char *path, const struct img_dir *first, const struct img_dir *child)
+{
+	int ret = open_locked(d, path, child);
+
+	if (!ret)
+		ret = check_loop(d, first);
+	if (!ret)
+		ret = img_inventory_get(d->fd, d->path, &d->inv);
+	if (!ret && child)
+		ret = check_parent_id(d, child);
+	if (!ret)
+		ret = read_rest(d);
+	return !ret && child ? check_same_blocks(d, child) : ret;
 }
 
 int img_dir_open(const char *path, struct img_dir **out)
 {
-	struct img_dir *d = calloc(1, sizeof *d);
+	struct img_dir *first = NULL, *child = NULL, **end = &first;
 	int ret;
 
-	if (!d)
-		return img_io_error(path, "open", -ENOMEM);
-	d->fd = -1;
-	ret = open_locked(d, path);
-	if (!ret)
-		ret = read_all(d);
-	if (ret) {
-		img_dir_close(d);
-		return ret;
-	}
-	*out = d;
-	return 0;
+	do {
+		struct img_dir *d = calloc(1, sizeof *d);
+
+		if (!d) {
+			ret = img_io_error(path, "open", -ENOMEM);
+			break;
+		}
+		d->fd = d->pages_fd = -1;
+		*end = d;
+		end = &d->parent;
+		ret = read_dir(d, path, first, child);
+		child = d;
+	} while (!ret && child->inv->vm_features & IMG_FEATURE_PARENT);
+	if (ret)
+		img_dir_close(first);
+	else
+		*out = first;
+	return ret;
 }
 
 void img_dir_close(struct img_dir *d)
 {
-	if (!d)
-		return;
-	for (uint32_t i = 0; i < d->nr_blocks; i++) {
-		free(d->blocks[i].chunks);
-		if (d->blocks[i].pages_fd >= 0)
-			close(d->blocks[i].pages_fd);
+	for (struct img_dir *parent; d; d = parent) {
+		parent = d->parent;
+		for (uint32_t i = 0; i < d->nr_blocks; i++)
+			free(d->blocks[i].chunks);
+		free(d->blocks);
+		device_state_entry__free_unpacked(d->ds, NULL);
+		vm_entry__free_unpacked(d->vm, NULL);
+		inventory_entry__free_unpacked(d->inv, NULL);
+		if (d->pages_fd >= 0)
+			close(d->pages_fd);
+		if (d->fd >= 0)
+			close(d->fd);
+		free(d);
 	}
-	free(d->blocks);
-	device_state_entry__free_unpacked(d->ds, NULL);
-	vm_entry__free_unpacked(d->vm, NULL);
-	inventory_entry__free_unpacked(d->inv, NULL);
-	if (d->fd >= 0)
-		close(d->fd);
-	free(d);
 }
 
 uint64_t img_dir_id(const struct img_dir *d)
 {
 	return d->inv->vm_checksum;
+}
+
+const char *img_dir_path(const struct img_dir *d)
+{
+	return d->path;
+}
+
+const struct img_dir *img_dir_parent(const struct img_dir *d)
+{
+	return d->parent;
+}
+
+bool img_dir_ram_only(const struct img_dir *d)
+{
+	return d->inv->vm_features & IMG_FEATURE_RAM_ONLY;
 }
 
 const VmEntry *img_dir_vm(const struct img_dir *d)
@@ -313,16 +418,4 @@ uint64_t img_dir_block_chunks(const struct img_dir *d, uint32_t block)
 const struct img_chunk *img_dir_chunk(const struct img_dir *d, uint32_t block, uint64_t chunk)
 {
 	return &d->blocks[block].chunks[chunk];
-}
-
-int img_dir_pages_fd(const struct img_dir *d, uint32_t block)
-{
-	return d->blocks[block].pages_fd;
-}
-
-bool img_chunk_check(const struct img_chunk *c, const void *packed_pages)
-{
-	size_t pages = bitmap_count(c->present, IMG_CHUNK_PAGES);
-
-	return !pages || XXH3_64bits(packed_pages, pages * PAGE_SIZE) == c->checksum;
 }

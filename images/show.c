@@ -107,7 +107,8 @@ static void polish(const ProtobufCMessage *m, json_t *o)
 
 		json_object_set_new(o, "vaddr", hex_json(e->vaddr));
 		if (e->has_flags)
-			json_object_set_new(o, "flags", e->flags == IMG_PE_PRESENT ? json_string("PE_PRESENT") : hex_json(e->flags));
+			json_object_set_new(o, "flags", e->flags == IMG_PE_PRESENT ? json_string("PE_PRESENT") :
+					    e->flags == IMG_PE_PARENT ? json_string("PE_PARENT") : hex_json(e->flags));
 	} else if (m->descriptor == &small_block_entry__descriptor) {
 		const SmallBlockEntry *b = (const SmallBlockEntry *)m;
 		json_int_t stored = 0;
@@ -242,8 +243,7 @@ static int show_pages(const char *path, unsigned id, bool json, FILE *out)
 	if (json)
 		fprintf(out, "{\"magic\": null, \"pages_id\": %u, \"bytes\": %jd}\n", id, (intmax_t)st.st_size);
 	else
-		fprintf(out, "raw pages of pagemap-%u.img, %jd of them, %s\n", id, (intmax_t)st.st_size / (intmax_t)PAGE_SIZE,
-			size_format((uint64_t)st.st_size, size));
+		fprintf(out, "what the pagemaps of pages_id %u list, %s\n", id, size_format((uint64_t)st.st_size, size));
 	return st.st_size % (off_t)PAGE_SIZE ? img_damaged(path, "its length is no multiple of the page") : 0;
 }
 

@@ -35,11 +35,11 @@ static uint64_t memfd_bytes(const struct pv_block *blocks, size_t nr)
 
 static json_t *describe_memory(const struct pv_stats *s, uint64_t memfd)
 {
-	return json_pack("{s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o}",
+	return json_pack("{s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o}",
 			 "budget", bytes(s->budget), "memfd", number(memfd), "resident", bytes(s->resident),
 			 "page_out_under_way", bytes(s->page_out_under_way), "standby", bytes(s->standby), "swapped", bytes(s->swapped),
 			 "remote", bytes(s->remote), "source", bytes(s->source), "empty", bytes(s->empty), "reserve", bytes(s->reserve),
-			 "overdraft", bytes(s->overdraft), "overdraft_max", bytes(s->overdraft_max));
+			 "overdraft", bytes(s->overdraft), "overdraft_max", bytes(s->overdraft_max), "snapshot_shadow", bytes(s->shadow));
 }
 
 static json_t *describe_counts(const struct pv_stats *s)

@@ -11,54 +11,64 @@
 
 struct buffer {
 	struct loop_op op;
+	struct loop_timer refusal;
 	struct list link; // of the free ones
 	struct lp_image_source *source;
 	struct pv_source_read *rd;
-	const struct img_chunk *chunk;
-	unsigned first, nr; // what is read, in pages: of those that are present, the first is 0
-	char *data; // PV_CHUNK_SIZE
+	struct img_part *parts; // of the chunk, read one after the other
+	unsigned nr_parts, part;
+	unsigned first, nr; // what is read of a raw part, in pages: of those that are present, the first is 0
+	bool whole;         // all that is stored of it, to be checked
+	char *data;         // IMG_STORED_MAX
 };
 
 struct lp_image_source {
 	struct loop *loop;
 	const struct img_dir *dir;
 	struct pv_engine *engine;
-	uint64_t *checked;         // a bit a chunk
+	struct img_unpacker *unpacker;
+	uint64_t nr_chunks;
+	uint64_t *checked;         // a bit a chunk, of each directory of the chain
 	struct list free, waiting; // buffers; reads without one
 	struct buffer buffers[NR_BUFFERS];
 };
 
 static void read_done(struct loop_op *op, int res);
+static void refuse(struct loop_op *op, int res);
 
-int lp_image_source_new(struct loop *l, const struct img_dir *dir, struct lp_image_source **out)
+static int init_buffers(struct lp_image_source *s)
 {
-	struct lp_image_source *s = calloc(1, sizeof *s);
-	uint64_t nr_chunks = 0;
-
-	if (!s)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < img_dir_nr_blocks(dir); i++)
-		nr_chunks += img_dir_block_chunks(dir, i);
-	s->checked = calloc(BITMAP_WORDS(nr_chunks), sizeof *s->checked);
-	if (!s->checked) {
-		free(s);
-		return -ENOMEM;
-	}
-	s->loop = l;
-	s->dir = dir;
-	list_init(&s->free);
-	list_init(&s->waiting);
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {
 		struct buffer *b = &s->buffers[i];
 
 		b->op.done = read_done;
+		b->refusal.op.done = refuse;
 		b->source = s;
-		b->data = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE);
-		if (!b->data) {
-			lp_image_source_free(s);
+		b->parts = calloc(img_dir_layers(s->dir), sizeof *b->parts);
+		b->data = aligned_alloc(PAGE_SIZE, IMG_STORED_MAX);
+		if (!b->parts || !b->data)
 			return -ENOMEM;
-		}
 		list_append(&s->free, &b->link);
+	}
+	return 0;
+}
+
+int lp_image_source_new(struct loop *l, const struct img_dir *dir, struct lp_image_source **out)
+{
+	struct lp_image_source *s = calloc(1, sizeof *s);
+
+	if (!s)
+		return -ENOMEM;
+	s->loop = l;
+	s->dir = dir;
+	list_init(&s->free);
+	list_init(&s->waiting);
+	for (uint32_t i = 0; i < img_dir_nr_blocks(dir); i++)
+		s->nr_chunks += img_dir_block_chunks(dir, i);
+	s->checked = calloc(BITMAP_WORDS(s->nr_chunks * img_dir_layers(dir)), sizeof *s->checked);
+	if (!s->checked || init_buffers(s) || img_unpacker_new(&s->unpacker)) {
+		lp_image_source_free(s);
+		return -ENOMEM;
 	}
 	*out = s;
 	return 0;
@@ -68,8 +78,11 @@ void lp_image_source_free(struct lp_image_source *s)
 {
 	if (!s)
 		return;
-	for (unsigned i = 0; i < NR_BUFFERS; i++)
+	for (unsigned i = 0; i < NR_BUFFERS; i++) {
+		free(s->buffers[i].parts);
 		free(s->buffers[i].data);
+	}
+	img_unpacker_free(s->unpacker);
 	free(s->checked);
 	free(s);
 }
@@ -87,80 +100,116 @@ void lp_image_chunk(const struct img_dir *dir, uint64_t chunk, uint32_t *block, 
 	*in_block = chunk;
 }
 
-// How many of the chunk's present pages come before this one.
-static unsigned rank_of(const struct img_chunk *c, size_t page)
+static size_t checked_bit(const struct buffer *b)
 {
-	return (unsigned)bitmap_count(c->present, page);
+	return b->parts[b->part].layer * b->source->nr_chunks + b->rd->chunk;
 }
 
-static void start(struct lp_image_source *s, struct pv_source_read *rd)
+// How many of the part's present pages come before this one.
+static unsigned rank_of(const struct img_part *p, size_t page)
 {
-	struct buffer *b = list_first(&s->free, struct buffer, link);
-	uint64_t in_block;
-	uint32_t block;
+	return (unsigned)bitmap_count(p->entry->present, page);
+}
 
-	list_remove(&b->link);
-	b->rd = rd;
-	lp_image_chunk(s->dir, rd->chunk, &block, &in_block);
-	b->chunk = img_dir_chunk(s->dir, block, in_block);
-	b->first = 0;
-	b->nr = rank_of(b->chunk, PV_CHUNK_PAGES);
-	if (bitmap_test(s->checked, rd->chunk)) {
-		size_t last = 0;
+// Pieces are enough of what is stored page by page and was checked before.
+static void read_part(struct buffer *b)
+{
+	const struct img_part *p = &b->parts[b->part];
+	uint64_t len = p->entry->stored, off = p->entry->off;
+	size_t last = 0;
 
-		for (size_t i = 0, n; (n = bitmap_next_run(rd->pages, PV_CHUNK_PAGES, &i)); i += n)
+	b->whole = !img_part_is_raw(p) || !bitmap_test(b->source->checked, checked_bit(b));
+	if (!b->whole) {
+		for (size_t i = 0, n; (n = bitmap_next_run(p->pages, PV_CHUNK_PAGES, &i)); i += n)
 			last = i + n;
-		b->first = rank_of(b->chunk, bitmap_next(rd->pages, PV_CHUNK_PAGES, 0, true));
-		b->nr = rank_of(b->chunk, last) - b->first;
+		b->first = rank_of(p, bitmap_next(p->pages, PV_CHUNK_PAGES, 0, true));
+		b->nr = rank_of(p, last) - b->first;
+		len = b->nr * PAGE_SIZE;
+		off += b->first * PAGE_SIZE;
 	}
-	loop_read(s->loop, &b->op, img_dir_pages_fd(s->dir, block), b->data, b->nr * PAGE_SIZE, b->chunk->off + b->first * PAGE_SIZE);
+	loop_read(b->source->loop, &b->op, img_part_fd(p), b->data, len, off);
+}
+
+static void finish(struct buffer *b, int err, const char *what)
+{
+	struct lp_image_source *s = b->source;
+
+	list_append(&s->free, &b->link);
+	pv_source_done(s->engine, b->rd, err, what);
+	if (!list_empty(&s->waiting) && !list_empty(&s->free)) {
+		struct pv_source_read *rd = list_first(&s->waiting, struct pv_source_read, link);
+
+		list_remove(&rd->link);
+		lp_image_source_read(s, rd);
+	}
+}
+
+// The answer must not come from within the question.
+static void refuse(struct loop_op *op, int res)
+{
+	(void)res;
+	finish(list_entry(op, struct buffer, refusal.op), -EBADMSG, "the images do not have the page");
+}
+
+static bool have_all(const struct buffer *b)
+{
+	uint64_t found[PV_WORDS] = {0};
+
+	for (unsigned i = 0; i < b->nr_parts; i++)
+		for (unsigned w = 0; w < PV_WORDS; w++)
+			found[w] |= b->parts[i].pages[w];
+	return b->nr_parts && !memcmp(found, b->rd->pages, sizeof found);
 }
 
 void lp_image_source_read(struct lp_image_source *s, struct pv_source_read *rd)
 {
-	if (list_empty(&s->free))
+	struct buffer *b;
+	uint64_t in_block;
+	uint32_t block;
+
+	if (list_empty(&s->free)) {
 		list_append(&s->waiting, &rd->link);
+		return;
+	}
+	b = list_first(&s->free, struct buffer, link);
+	list_remove(&b->link);
+	b->rd = rd;
+	b->part = 0;
+	lp_image_chunk(s->dir, rd->chunk, &block, &in_block);
+	b->nr_parts = img_dir_parts(s->dir, block, in_block, rd->pages, b->parts);
+	if (have_all(b))
+		read_part(b);
 	else
-		start(s, rd);
+		loop_timer(s->loop, &b->refusal, 0);
 }
 
-// Copies the pages that are asked for; all of these are in the image.
-static int hand_over(const struct buffer *b)
+static void copy_pieces(const struct buffer *b)
 {
-	for (unsigned i = 0; i < PV_CHUNK_PAGES; i++) {
-		unsigned rank = rank_of(b->chunk, i);
+	const struct img_part *p = &b->parts[b->part];
 
-		if (!bitmap_test(b->rd->pages, i))
-			continue;
-		if (!bitmap_test(b->chunk->present, i) || rank < b->first || rank >= b->first + b->nr)
-			return -EBADMSG;
-		memcpy(b->rd->dest + i * PAGE_SIZE, b->data + (rank - b->first) * PAGE_SIZE, PAGE_SIZE);
-	}
-	return 0;
+	for (size_t i = 0, n; (n = bitmap_next_run(p->pages, PV_CHUNK_PAGES, &i)); i += n)
+		memcpy(b->rd->dest + i * PAGE_SIZE, b->data + (rank_of(p, i) - b->first) * PAGE_SIZE, n * PAGE_SIZE);
 }
 
 static void read_done(struct loop_op *op, int res)
 {
 	struct buffer *b = list_entry(op, struct buffer, op);
-	struct lp_image_source *s = b->source;
-	struct pv_source_read *rd = b->rd;
-	const char *what = "the images cannot be read";
-	int err = res < 0 ? res : (size_t)res < b->nr * PAGE_SIZE ? -EIO : 0;
+	const struct img_part *p = &b->parts[b->part];
+	uint64_t len = b->whole ? p->entry->stored : b->nr * PAGE_SIZE;
+	int err = 0;
 
-	if (!err && !bitmap_test(s->checked, rd->chunk)) {
-		what = "the images are damaged";
-		if (img_chunk_check(b->chunk, b->data))
-			bitmap_set(s->checked, rd->chunk);
-		else
-			err = -EBADMSG;
+	if (res < 0 || (uint64_t)res < len) {
+		finish(b, res < 0 ? res : -EIO, "the images cannot be read");
+		return;
 	}
+	if (b->whole)
+		err = img_part_unpack(b->source->unpacker, p, b->data, b->rd->dest);
+	else
+		copy_pieces(b);
 	if (!err)
-		err = hand_over(b);
-	list_append(&s->free, &b->link);
-	pv_source_done(s->engine, rd, err, what);
-	if (!list_empty(&s->waiting) && !list_empty(&s->free)) {
-		rd = list_first(&s->waiting, struct pv_source_read, link);
-		list_remove(&rd->link);
-		start(s, rd);
-	}
+		bitmap_set(b->source->checked, checked_bit(b));
+	if (!err && ++b->part < b->nr_parts)
+		read_part(b);
+	else
+		finish(b, err, "the images are damaged");
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Page source: a checkpoint's images. A chunk's first read is of all of it, and checked before a page of it is handed on; after
-// that only what is asked for is read.
+// Page source: a checkpoint's images, with those that it is an increment of. The first read of a chunk in one of them is of all
+// that is stored there, and checked before a page of it is handed on; after that only what is asked for is read, where it is stored
+// page by page.
 #pragma once
 #include "images/reader.h"
 #include "pvmem/engine.h"

@@ -374,6 +374,11 @@ int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes)
 	return pv_engine_set_budget(p->engine, bytes);
 }
 
+struct pv_engine *lp_pager_engine(struct lp_pager *p)
+{
+	return p->engine;
+}
+
 bool lp_pager_serves(const struct lp_pager *p)
 {
 	return p->engine != NULL;

@@ -70,6 +70,8 @@ void lp_pager_fill(struct lp_pager *p);
 bool lp_pager_serves(const struct lp_pager *p);
 // pv_engine_set_budget(), of one that serves.
 int lp_pager_set_budget(struct lp_pager *p, uint64_t bytes);
+// Of one that serves, for what goes by the pager: harvests and snapshots.
+struct pv_engine *lp_pager_engine(struct lp_pager *p);
 // Which threads of QEMU are vCPUs. tids is copied. -ENOMEM.
 int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr);
 

@@ -20,6 +20,7 @@ static void discard(const struct pv_block *b, struct pv_pages *pages, uint64_t f
 		struct pv_pages *p = &pages[off / PV_CHUNK_SIZE];
 
 		bitmap_set(one, off % PV_CHUNK_SIZE / PAGE_SIZE);
+		pv_pages_set_dirty(p, one);
 		pv_pages_set_home(p, one, PV_HOME_ZERO);
 		pv_pages_set_valid(p, one, false); // what the memfd still has of it is garbage now
 	}

@@ -73,9 +73,8 @@ void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[
 		map[w] = homes_in_word(p, home, w);
 }
 
-// The compiler shall not bring what is after it before it. The processor need not be told: who reads this after us is of
-// another life.
-#define KEEP_ORDER() atomic_signal_fence(memory_order_seq_cst)
+// What is after it is not brought before it: for who reads this after us, and for who reads it meanwhile.
+#define KEEP_ORDER() atomic_thread_fence(memory_order_acq_rel)
 
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home)
 {
@@ -98,6 +97,19 @@ void pv_pages_set_valid(struct pv_pages *p, const uint64_t which[PV_WORDS], bool
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		p->valid[w] = valid ? p->valid[w] | which[w] : p->valid[w] & ~which[w];
 	KEEP_ORDER();
+}
+
+void pv_pages_set_dirty(struct pv_pages *p, const uint64_t which[PV_WORDS])
+{
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		if (which[w])
+			__atomic_fetch_or(&p->dirty[w], which[w], __ATOMIC_ACQ_REL);
+	KEEP_ORDER();
+}
+
+void pv_pages_count_drop(struct pv_pages *p)
+{
+	__atomic_fetch_add(&p->drops, 1, __ATOMIC_SEQ_CST);
 }
 
 bool pv_pages_sane(const struct pv_pages *p)

@@ -26,8 +26,16 @@
 //   - A home is set when the copy there is complete: swap after its write has ended.
 //   - valid is set when the page is whole in the memfd, before it is mapped; it is cleared before the page is punched. So a
 //     page of the memfd that is not valid is garbage, and a valid one that is a hole was discarded by the guest.
-//   - A harvest does not clear the kernel's knowledge of what was written: the next pager harvests again.
+//   - A harvest for page-out does not clear the kernel's knowledge of what was written: the next pager harvests again. One for
+//     an increment (harvest.c) does, while harvesting says so: after a kill in it, all valid pages of the chunk count as written.
 //   - zapping is set before a zap is ordered: the REMOVE event that it raises is no discard, whoever reads it.
+//   - dirty is set before whatever else is recorded of a change of content.
+//
+// DOC: who else reads it
+//
+// A dump, in another process, reads pages where they lie (pvmem/reader.h), and takes dirty bits. It changes nothing but those.
+// Pages leave the memfd in this order: valid is cleared, drops goes up, they are punched. Who finds a page valid, reads it, and
+// finds drops as it was before it looked at valid, has read the page.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -48,6 +56,9 @@ struct pv_pages {
 	uint64_t valid[PV_WORDS];
 	uint64_t zero[PV_WORDS], swap[PV_WORDS], source[PV_WORDS]; // homes
 	uint64_t zapping; // 1: a zap of the chunk is under way
+	uint64_t dirty[PV_WORDS]; // changed since somebody took this bit; atomic
+	uint64_t drops;           // how often pages were punched; goes up at a take-over, too
+	uint64_t harvesting;      // 1: the kernel's knowledge of what was written is being taken away
 };
 
 // Where a chunk is on its way out. What is read into it is counted beside: a chunk with I/O in flight is on no queue.
@@ -76,7 +87,10 @@ struct pv_chunk {
 	bool rescue : 1;             // touched while being zapped
 	bool write_failed : 1;       // of the write-outs in flight, one
 	bool swap_used : 1;          // something was written to its part of the swap image
-	bool untouched : 1;          // since fill.c took it off its queue: it goes back to where it was
+	bool untouched : 1;          // since it was taken off its queue by who goes unnoticed: it goes back to where it was
+	bool mapped : 1;             // something of it may be
+	bool thin : 1;               // placed, but some of it may be mapped
+	bool zap_only : 1;           // it is zapped to be unmapped, and stays in memory
 };
 
 _Static_assert(sizeof(struct pv_chunk) <= 64, "a chunk of 24 TB of RAM is one of 25 million");
@@ -93,6 +107,11 @@ void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home);
 // What is done to the memfd before the call is not moved behind it, nor the reverse.
 void pv_pages_set_valid(struct pv_pages *p, const uint64_t which[PV_WORDS], bool valid);
+
+// The content of these pages may have changed. Atomic: others take the bits meanwhile.
+void pv_pages_set_dirty(struct pv_pages *p, const uint64_t which[PV_WORDS]);
+// Pages that are not valid any more are about to be punched.
+void pv_pages_count_drop(struct pv_pages *p);
 
 // All that must be so of a chunk by itself. False: memory corruption or a bug.
 bool pv_pages_sane(const struct pv_pages *p);

@@ -14,13 +14,17 @@
 #define MAX_TARGET (256 * MiB)
 #define LOCK_PAUSE_NS (5 * NSEC_PER_MSEC)
 #define LOCK_SKIP 4096 // chunks
+#define REMAP_FAILED_NS NSEC_PER_SEC  // until a mapping that failed is tried again
+#define REMAP_UNSAVED_NS NSEC_PER_MSEC // one that waits for a snapshot's reader
+#define TOUCH_WINDOW 16 // pages around a touched one that are mapped during a snapshot
 
 // A mapping to be tried again.
 struct remap {
 	struct list link;
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS];
-	bool slow; // it failed: not before the next tick
+	bool clean;             // as for map_run()
+	uint64_t not_before_ns; // 0: at once
 };
 
 static uint64_t target_of(uint64_t budget)
@@ -124,6 +128,12 @@ static void lock_some(struct loop_op *op, int res)
 		loop_timer(e->o.loop, &e->lock_timer, LOCK_PAUSE_NS);
 }
 
+static void remap_timer_done(struct loop_op *op, int res)
+{
+	(void)op; // the round that it causes tries them
+	(void)res;
+}
+
 int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 {
 	uint64_t ram = 0, end = 0;
@@ -166,6 +176,7 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	list_init(&e->delayed);
 	e->delay_timer.op.done = pv_delay_timer_done;
 	e->zap_poll.done = pv_zap_poll_done;
+	e->remap_timer.op.done = remap_timer_done;
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {
 		size_t valid = bitmap_count(o->pages[i].valid, PV_CHUNK_PAGES);
 
@@ -182,7 +193,7 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 		if (valid) {
 			e->charged += valid;
 			e->chunks[i].state = PV_RESIDENT;
-			e->chunks[i].placed = true;
+			e->chunks[i].placed = e->chunks[i].mapped = true;
 			pv_queues_add(&e->queues, &e->chunks[i]);
 		}
 	}
@@ -240,6 +251,7 @@ void pv_engine_free(struct pv_engine *e)
 		free_list(&e->remap);
 		free_list(&e->delayed);
 	}
+	pv_snapshot_end(e);
 	for (uint64_t i = 0; e->chunks && i < e->nr_chunks; i++)
 		for (struct pv_request *r = e->chunks[i].requests, *next; r; r = next) {
 			next = r->next;
@@ -251,13 +263,16 @@ void pv_engine_free(struct pv_engine *e)
 	free(e);
 }
 
-static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr, bool slow)
+static void remap_later(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr, bool clean, uint64_t after_ns)
 {
 	struct remap *m = pv_alloc(sizeof *m);
 
 	m->chunk = chunk;
-	m->slow = slow;
-	e->nr_fast_remaps += !slow;
+	m->clean = clean;
+	m->not_before_ns = after_ns ? clock_now_ns() + after_ns : 0;
+	e->nr_fast_remaps += !after_ns;
+	if (after_ns && !e->remap_timer.op.busy)
+		loop_timer(e->o.loop, &e->remap_timer, REMAP_UNSAVED_NS);
 	bitmap_set_range(m->pages, first, nr);
 	list_append(&e->remap, &m->link);
 }
@@ -270,6 +285,8 @@ static void page_vanished(struct pv_engine *e, uint64_t chunk, unsigned page)
 	uint64_t one[PV_WORDS] = { 0 };
 
 	bitmap_set(one, page);
+	pv_snapshot_discard(e, chunk, page);
+	pv_pages_set_dirty(p, one);
 	pv_pages_set_home(p, one, PV_HOME_ZERO);
 	pv_pages_set_valid(p, one, false);
 	e->charged--;
@@ -291,7 +308,13 @@ static bool remap_pending(const struct pv_engine *e, uint64_t chunk, unsigned pa
 static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr, bool clean)
 {
 	uint64_t hva = pv_chunk_hva(e, chunk);
+	unsigned may = pv_snapshot_save(e, chunk, first, nr);
 
+	if (may < nr)
+		remap_later(e, chunk, first + may, nr - may, clean, REMAP_UNSAVED_NS);
+	nr = may;
+	e->chunks[chunk].mapped |= nr != 0;
+	e->chunks[chunk].thin |= e->chunks[chunk].placed;
 	while (nr) {
 		uint64_t done = 0, at = hva + first * PAGE_SIZE;
 		int r = mm_uffd_continue(e->o.uffd, at, nr * PAGE_SIZE, clean, true, &done);
@@ -304,7 +327,7 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 			return;
 		switch (r) {
 		case -EAGAIN:
-			remap_later(e, chunk, first, nr, false);
+			remap_later(e, chunk, first, nr, clean, 0);
 			return;
 		case -ENOENT:
 			page_vanished(e, chunk, first);
@@ -314,7 +337,7 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 		default:
 			log_err("cannot map page %#lx of guest RAM into QEMU: %s; its users wait", chunk * PV_CHUNK_SIZE + first * PAGE_SIZE,
 				strerror(-r));
-			remap_later(e, chunk, first, nr, true);
+			remap_later(e, chunk, first, nr, clean, REMAP_FAILED_NS);
 			return;
 		}
 		mm_uffd_wake(e->o.uffd, at, PAGE_SIZE); // the kernel wakes nobody at a page that it did not map
@@ -329,32 +352,43 @@ void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_W
 		map_run(e, chunk, (unsigned)i, (unsigned)n, true);
 }
 
-static void retry_remaps(struct pv_engine *e, bool slow)
+static void retry(struct pv_engine *e, struct remap *m)
+{
+	const struct pv_pages *p = pv_pages_of(e, m->chunk);
+	bool out = pv_is_out(&e->chunks[m->chunk]), gone = out;
+
+	for (unsigned w = 0; w < PV_WORDS; w++) {
+		gone |= (m->pages[w] & ~p->valid[w]) != 0;
+		m->pages[w] &= p->valid[w];
+	}
+	for (size_t i = 0, n; !out && (n = bitmap_next_run(m->pages, PV_CHUNK_PAGES, &i)); i += n)
+		map_run(e, m->chunk, (unsigned)i, (unsigned)n, m->clean);
+	if (gone) // zapped or discarded meanwhile: who waits shall fault again
+		mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, m->chunk), pv_chunk_nr_pages(e, m->chunk) * PAGE_SIZE);
+	free(m);
+}
+
+static void retry_remaps(struct pv_engine *e)
 {
 	struct list again;
+	uint64_t now;
 
+	if (list_empty(&e->remap))
+		return;
+	now = clock_now_ns();
 	list_init(&again);
 	list_splice(&again, &e->remap);
 	e->nr_fast_remaps = 0;
 	list_for_each(&again, node) {
 		struct remap *m = list_entry(node, struct remap, link);
-		const struct pv_pages *p = pv_pages_of(e, m->chunk);
-		bool out = pv_is_out(&e->chunks[m->chunk]), gone = out;
 
-		if (m->slow && !slow) {
+		if (m->not_before_ns <= now)
+			retry(e, m);
+		else
 			list_append(&e->remap, node);
-			continue;
-		}
-		for (unsigned w = 0; w < PV_WORDS; w++) {
-			gone |= (m->pages[w] & ~p->valid[w]) != 0;
-			m->pages[w] &= p->valid[w];
-		}
-		if (!out)
-			pv_map_pages(e, m->chunk, m->pages);
-		if (gone) // zapped or discarded meanwhile: who waits shall fault again
-			mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, m->chunk), pv_chunk_nr_pages(e, m->chunk) * PAGE_SIZE);
-		free(m);
 	}
+	if (!list_empty(&e->remap) && !e->remap_timer.op.busy)
+		loop_timer(e->o.loop, &e->remap_timer, REMAP_UNSAVED_NS);
 }
 
 void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
@@ -372,6 +406,7 @@ void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV
 void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
 	pv_pages_set_valid(pv_pages_of(e, chunk), which, false);
+	pv_pages_count_drop(pv_pages_of(e, chunk));
 	pv_punch_pages(e, chunk, which);
 	e->charged -= bitmap_count(which, PV_CHUNK_PAGES);
 }
@@ -398,6 +433,25 @@ void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
 	}
 }
 
+// Valid pages of it are mapped nowhere: since before QEMU started, since the last pager, or since a snapshot. During a snapshot few
+// are mapped at a time, for each has to be saved.
+static void map_placed(struct pv_engine *e, uint64_t chunk, unsigned page)
+{
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+	struct pv_chunk *c = &e->chunks[chunk];
+	uint64_t which[PV_WORDS] = { 0 };
+
+	if (c->thin) // what is mapped may have been written to, and lost its mapping to the host: that must not be taken for clean
+		pv_harvest_chunk(e, chunk);
+	c->thin = false;
+	c->placed = pv_snapshot_is_on(e);
+	if (c->placed)
+		bitmap_set_range(which, page / TOUCH_WINDOW * TOUCH_WINDOW, TOUCH_WINDOW);
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		which[w] = c->placed ? which[w] & p->valid[w] : p->valid[w];
+	pv_map_pages(e, chunk, which);
+}
+
 void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 {
 	uint64_t chunk = off / PV_CHUNK_SIZE;
@@ -418,10 +472,11 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 		pv_page_in(e, chunk, page, vcpu, overdue);
 		return;
 	}
-	if (c->placed) { // valid since before QEMU started, and mapped nowhere yet
-		c->placed = false;
-		pv_map_pages(e, chunk, p->valid);
-	} else if (!remap_pending(e, chunk, page)) {
+	if (remap_pending(e, chunk, page))
+		return;
+	if (c->placed) {
+		map_placed(e, chunk, page);
+	} else {
 		// Another thread's fault has brought it in, and mapping it does nothing now. Or the host has unmapped it, and
 		// with that the knowledge whether it was written is lost.
 		map_run(e, chunk, page, 1, false);
@@ -447,6 +502,8 @@ static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
 
 	bitmap_set(one, page);
 	pv_requests_drop_page(&e->chunks[chunk], page);
+	pv_snapshot_discard(e, chunk, page);
+	pv_pages_set_dirty(pv_pages_of(e, chunk), one);
 	pv_pages_set_home(pv_pages_of(e, chunk), one, PV_HOME_ZERO);
 	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
 		pv_drop_pages(e, chunk, one);
@@ -475,12 +532,15 @@ void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 
 bool pv_balance(struct pv_engine *e)
 {
-	retry_remaps(e, false);
+	bool again;
+
+	retry_remaps(e);
 	if (e->budget > e->goal)
 		approach_goal(e);
 	pv_serve_delayed(e);
 	pv_page_out(e);
-	return pv_fill(e) || e->nr_fast_remaps || !list_empty(&e->drained) || (e->budget > e->goal && !list_empty(&e->standby));
+	again = pv_snapshot_step(e);
+	return pv_fill(e) || again || e->nr_fast_remaps || !list_empty(&e->drained) || (e->budget > e->goal && !list_empty(&e->standby));
 }
 
 void pv_tick(struct pv_engine *e)
@@ -488,6 +548,5 @@ void pv_tick(struct pv_engine *e)
 	if (e->active)
 		pv_queues_age(&e->queues);
 	e->active = false;
-	retry_remaps(e, true);
 	pv_fill_tick(e);
 }

@@ -6,6 +6,7 @@
 //  few pages free -> victim -> zap -> drain -> write stale pages -> standby -> punch               page-out  page_out.c
 //                              ^ a fault at any moment before the punch: CONTINUE, and the victim is saved
 //  source -> memory, else swap, in the background                                                      fill.c
+//  written pages -> dirty bits, for increments of a dump                                               harvest.c
 //
 // One thread, no locks: every step is a completion on the loop. A chunk on its way out stays readable in the memfd until
 // the punch; standby chunks are therefore a cache of victims, and the pages free plus those in standby are what keeps a
@@ -86,6 +87,7 @@ struct pv_stats {
 	// Pages, now.
 	uint64_t budget, charged, resident, standby, page_out_under_way, reserve;
 	uint64_t overdraft, overdraft_max; // charged beyond the budget, for the sake of I/O in flight
+	uint64_t shadow; // of a snapshot, beyond the budget too
 	uint64_t swapped, remote, empty;
 	uint64_t source; // whose home is the source: the remote ones, and those in memory that would be read from there again
 	bool filling;
@@ -144,5 +146,10 @@ void pv_tick(struct pv_engine *e);
 // Begins to bring here, in the background, what the page source has yet, until pv_ops.source_done (fill.c). Harmless if it
 // has begun, or is done.
 void pv_fill_begin(struct pv_engine *e);
+
+// Of all pages that were written, or discarded, before the call, and not harvested since: sets dirty in the table. A page may get
+// it that was not changed. Never fails: what the kernel cannot tell counts as written. Returns how many written pages it has found.
+// It takes 1-2 ms for each GiB that is in memory, faults wait so long.
+uint64_t pv_engine_harvest(struct pv_engine *e);
 
 void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s);

@@ -5,6 +5,7 @@
 #include "mm/uffd.h"
 #include "mm/zap.h"
 #include "pvmem/engine.h"
+#include "pvmem/snapshot.h"
 #include "util/clock.h"
 #include "util/loop.h"
 
@@ -27,6 +28,17 @@ struct pv_fill {
 	unsigned nr_busy;
 	struct pv_fill_copy copy[PV_FILL_COPIES];
 	uint64_t not_before_ns, failing_since_ns; // after an error; 0: the last copy went well
+};
+
+struct pv_snapping {
+	struct pv_snapshot *s; // NULL: there is none
+	int shadow_fd;
+	uint64_t shadow_max;   // pages
+	uint64_t shadow_pages; // in it; or more, if the reader has given some back
+	uint64_t next;         // the search for a chunk that is mapped
+	uint64_t mapped;       // in this pass; UINT64_MAX before the first
+	uint64_t waiting_since_ns; // a mapping waits for the reader, and none has got on; 0: none waits
+	bool saving;           // TAKEN
 };
 
 struct pv_engine {
@@ -57,6 +69,7 @@ struct pv_engine {
 
 	struct list remap;            // mappings whose CONTINUE met an event in progress
 	unsigned nr_fast_remaps;      // of these, to be tried at once
+	struct loop_timer remap_timer;
 	struct list delayed;          // faults that wait for memory
 	struct loop_timer delay_timer;
 
@@ -68,6 +81,7 @@ struct pv_engine {
 	uint64_t out_failing_since_ns; // 0: the last page-out went well
 
 	struct pv_fill fill;
+	struct pv_snapping snapping;
 	uint64_t last_page_in_ns;
 };
 
@@ -143,6 +157,27 @@ void pv_rescue(struct pv_engine *e, uint64_t chunk);
 // Punches standby chunks until so many pages are free. False: there are not enough.
 bool pv_make_free(struct pv_engine *e, uint64_t pages);
 void pv_zap_poll_done(struct loop_op *op, int res);
+// Begins to unmap a resident chunk; only: and nothing else. To be followed by mm_zap_submit(). 0, -EBUSY: not now, or why this one
+// cannot be zapped.
+int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only);
+// Of write-outs in flight: what these pages hold has changed meanwhile.
+void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS]);
+
+// snapshot.c
+// Chunks lose their mappings for it, and get few pages at a time mapped again.
+bool pv_snapshot_is_on(const struct pv_engine *e);
+// Of nr pages that are valid and to be mapped, how many may be, the first ones: what has to be saved of them is.
+unsigned pv_snapshot_save(struct pv_engine *e, uint64_t chunk, unsigned first, unsigned nr);
+// The guest has given the page back; its home is still what it was.
+void pv_snapshot_discard(struct pv_engine *e, uint64_t chunk, unsigned page);
+// One step. True: do another round now.
+bool pv_snapshot_step(struct pv_engine *e);
+
+// harvest.c
+// What QEMU wrote to since the chunk was brought in, or harvested. Nothing of it is mapped any more.
+void pv_harvest_zapped(struct pv_engine *e, uint64_t chunk);
+// The same of one chunk as pv_engine_harvest().
+void pv_harvest_chunk(struct pv_engine *e, uint64_t chunk);
 
 // fill.c
 // One step, if it is time for one. True: the search goes on, do another round now.

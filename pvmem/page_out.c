@@ -23,6 +23,7 @@ struct write_out {
 	struct pv_engine *e;
 	uint64_t chunk;
 	unsigned first, nr;
+	uint64_t rewritten[PV_WORDS]; // pages that QEMU has written to meanwhile, and a harvest has found
 };
 
 bool pv_is_out(const struct pv_chunk *c)
@@ -57,7 +58,10 @@ static void come_back(struct pv_engine *e, uint64_t chunk)
 
 	leave_stages(e, c, PV_RESIDENT);
 	c->rescue = false;
-	pv_map_pages(e, chunk, pv_pages_of(e, chunk)->valid);
+	c->placed = pv_snapshot_is_on(e); // then few pages are mapped at a time
+	c->thin = c->mapped;
+	if (!c->placed)
+		pv_map_pages(e, chunk, pv_pages_of(e, chunk)->valid);
 	if (!c->nr_writes)
 		pv_queues_return(&e->queues, c);
 	pv_chunk_settle(e, chunk);
@@ -113,6 +117,18 @@ static void give_back_discarded(struct pv_engine *e, const struct write_out *w)
 	pv_punch_pages(e, w->chunk, gone);
 }
 
+void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS])
+{
+	if (!e->chunks[chunk].nr_writes)
+		return;
+	for (struct list *node = e->writes.next; node != &e->writes; node = node->next) {
+		struct write_out *w = list_entry(node, struct write_out, link);
+
+		for (unsigned i = 0; w->chunk == chunk && i < PV_WORDS; i++)
+			w->rewritten[i] |= written[i];
+	}
+}
+
 static void out_failed(struct pv_engine *e, const char *what, int err)
 {
 	uint64_t now = clock_now_ns();
@@ -140,9 +156,9 @@ static void write_out_done(struct loop_op *op, int res)
 		e->stats.writes_failed++;
 		c->write_failed = true;
 	} else {
-		// A page that QEMU has written to since its rescue is a matter of the next harvest, which waits for this write.
+		// A page that QEMU has written to since its rescue is a matter of the next harvest, or was found by one already.
 		for (unsigned i = w->first; i < w->first + w->nr; i++)
-			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE)
+			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE && !bitmap_test(w->rewritten, i))
 				pv_page_set_home(p, i, PV_HOME_SWAP);
 		e->stats.out_written += w->nr;
 		e->out_failing_since_ns = 0;
@@ -218,17 +234,17 @@ void pv_drained(struct pv_engine *e, int err)
 		out_failed(e, "QEMU's block I/O cannot be drained", err);
 }
 
-// What QEMU wrote to since the chunk was brought in. If that is not known, everything.
-static void harvest(struct pv_engine *e, uint64_t chunk)
+// Unmapped for a snapshot, and otherwise as before.
+static void zapped_only(struct pv_engine *e, uint64_t chunk)
 {
-	struct pv_pages *p = pv_pages_of(e, chunk);
-	uint64_t written[PV_WORDS];
+	struct pv_chunk *c = &e->chunks[chunk];
 
-	if (mm_pagemap_scan(e->o.pagemap, pv_chunk_hva(e, chunk), pv_chunk_nr_pages(e, chunk) * PAGE_SIZE, MM_SCAN_WRITTEN, written))
-		memset(written, 0xff, sizeof written);
-	for (unsigned w = 0; w < PV_WORDS; w++)
-		written[w] &= p->valid[w];
-	pv_pages_set_home(p, written, PV_HOME_NONE);
+	leave_stages(e, c, PV_RESIDENT);
+	c->untouched = !c->rescue;
+	c->zap_only = c->rescue = false;
+	c->placed = true;
+	c->thin = c->mapped;
+	pv_chunk_settle(e, chunk);
 }
 
 static void zap_done(struct pv_engine *e, uint64_t chunk, int res)
@@ -238,16 +254,24 @@ static void zap_done(struct pv_engine *e, uint64_t chunk, int res)
 	c->zap_event = false;
 	pv_pages_of(e, chunk)->zapping = 0;
 	e->nr_zapping--;
-	harvest(e, chunk);
+	c->mapped |= res != 0;
+	if (c->zap_only)
+		pv_harvest_chunk(e, chunk); // so that the same is not found again when it was touched
+	else
+		pv_harvest_zapped(e, chunk);
 	if (res && res != -EAGAIN)
 		log_warn("cannot zap chunk %lu: %s; it stays in memory", chunk, strerror(-res));
-	if (!res && !c->rescue) {
+	if (!res && !c->rescue && !c->zap_only) {
 		enter_stage(e, c, PV_DRAINING, &e->zapped);
 		return;
 	}
-	e->stats.chunks_rescued += c->rescue;
-	come_back(e, chunk);
-	// Who touched a page that is not in memory was not answered, and faults again.
+	if (c->zap_only) {
+		zapped_only(e, chunk);
+	} else {
+		e->stats.chunks_rescued += c->rescue;
+		come_back(e, chunk);
+	}
+	// Who touched a page meanwhile was not answered, and faults again.
 	mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, chunk), pv_chunk_nr_pages(e, chunk) * PAGE_SIZE);
 }
 
@@ -265,8 +289,7 @@ void pv_zap_poll_done(struct loop_op *op, int res)
 		log_err("cannot wait for zaps: %s; nothing is paged out any more", strerror(-res));
 }
 
-// 0, -EBUSY: not now, or why this one cannot be zapped.
-static int zap_victim(struct pv_engine *e, struct pv_chunk *c)
+int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only)
 {
 	uint64_t chunk = pv_chunk_index(e, c), len = pv_chunk_nr_pages(e, chunk) * PAGE_SIZE;
 	int r;
@@ -280,9 +303,10 @@ static int zap_victim(struct pv_engine *e, struct pv_chunk *c)
 		return r;
 	}
 	pv_queues_remove(&e->queues, c);
-	c->placed = false;
+	c->placed = c->thin = c->mapped = false;
+	c->zap_only = only;
 	c->zap_event = !e->o.zap_own; // MADV_PAGEOUT raises none
-	c->out_pages = (uint16_t)bitmap_count(pv_pages_of(e, chunk)->valid, PV_CHUNK_PAGES);
+	c->out_pages = only ? 0 : (uint16_t)bitmap_count(pv_pages_of(e, chunk)->valid, PV_CHUNK_PAGES);
 	e->nr_out += c->out_pages;
 	e->nr_zapping++;
 	enter_stage(e, c, PV_ZAPPING, &e->zapping);
@@ -303,7 +327,7 @@ static void choose_victims(struct pv_engine *e)
 
 	while (lacking(e) && e->nr_zapping < MAX_ZAPS && refused < MAX_REFUSED) {
 		struct pv_chunk *victim = pv_queues_oldest(&e->queues);
-		int r = victim ? zap_victim(e, victim) : -EBUSY;
+		int r = victim ? pv_zap(e, victim, false) : -EBUSY;
 
 		if (r == -EBUSY)
 			break;

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/io.h"
+
 int pv_placer_init(struct pv_placer *pl, struct loop *l, const struct pv_swap *swap, const struct pv_block *blocks, size_t nr_blocks,
 		   struct pv_pages *pages, uint64_t nr_chunks, uint64_t ram)
 {
@@ -57,23 +59,26 @@ static int give_back(const struct pv_placer *pl, uint64_t chunk, const uint64_t 
 	return 0;
 }
 
-static void place_in_ram(struct pv_placer *pl, struct pv_placing *p)
+// By write(), which allocates in half the time that page faults take.
+static int place_in_ram(struct pv_placer *pl, const struct pv_placing *p)
 {
 	struct pv_pages *pages = &pl->pages[p->chunk];
 	const struct pv_block *b = block_of(pl, p->chunk);
 	const char *from = p->packed;
-	char *to;
 
 	pl->ram_left -= bitmap_count(p->present, PV_CHUNK_PAGES);
-	to = b->map + (p->chunk * PV_CHUNK_SIZE - b->off);
 	for (size_t i = 0, n; (n = bitmap_next_run(p->present, PV_CHUNK_PAGES, &i)); i += n) {
-		memcpy(to + i * PAGE_SIZE, from, n * PAGE_SIZE);
+		int err = io_pwrite_full(b->memfd, from, n * PAGE_SIZE, p->chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE);
+
+		if (err)
+			return err;
 		from += n * PAGE_SIZE;
 	}
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		pages->valid[w] |= p->present[w];
 	pv_pages_set_home(pages, p->present, PV_HOME_NONE);
 	pl->nr_ram += bitmap_count(p->present, PV_CHUNK_PAGES);
+	return 0;
 }
 
 static void finish(struct pv_placing *p)
@@ -139,12 +144,10 @@ void pv_place(struct pv_placer *pl, struct pv_placing *p)
 	memset(pages->valid, 0, sizeof all);
 	pv_pages_set_home(pages, all, PV_HOME_ZERO);
 	err = give_back(pl, p->chunk, former);
-	if (err) {
+	if (!err && ram)
+		err = place_in_ram(pl, p);
+	if (err || ram)
 		p->done(p, err);
-	} else if (ram) {
-		place_in_ram(pl, p);
-		p->done(p, 0);
-	} else {
+	else
 		place_in_swap(pl, p);
-	}
 }

@@ -74,10 +74,12 @@ static int recover_chunk(const struct pv_block *b, uint64_t off, struct extent *
 	if (r)
 		return r;
 	p->zapping = 0;
+	pv_pages_count_drop(p); // who reads beside the pager, and has read what is put right here, reads again
 	for (unsigned w = 0; w < PV_WORDS; w++) {
 		gone[w] = p->valid[w] & ~present[w];
 		garbage[w] = present[w] & ~p->valid[w];
 	}
+	pv_pages_set_dirty(p, gone);
 	pv_pages_set_home(p, gone, PV_HOME_ZERO);
 	pv_pages_set_valid(p, gone, false);
 	r = punch(b, off, garbage);
@@ -86,12 +88,14 @@ static int recover_chunk(const struct pv_block *b, uint64_t off, struct extent *
 	what->discarded += bitmap_count(gone, PV_CHUNK_PAGES);
 	what->garbage += bitmap_count(garbage, PV_CHUNK_PAGES);
 	if (!bitmap_empty(p->valid, PV_CHUNK_PAGES)) {
-		if (mm_pagemap_scan(pagemap, b->hva + off, nr * PAGE_SIZE, MM_SCAN_WRITTEN, written))
+		if (p->harvesting || mm_pagemap_scan(pagemap, b->hva + off, nr * PAGE_SIZE, MM_SCAN_WRITTEN, written))
 			memset(written, 0xff, sizeof written); // not known
 		for (unsigned w = 0; w < PV_WORDS; w++)
 			written[w] &= p->valid[w];
+		pv_pages_set_dirty(p, written);
 		pv_pages_set_home(p, written, PV_HOME_NONE);
 	}
+	p->harvesting = 0;
 	what->valid += bitmap_count(p->valid, PV_CHUNK_PAGES);
 	pv_pages_of_home(p, PV_HOME_NONE, stale);
 	what->stale += bitmap_count(stale, PV_CHUNK_PAGES);

@@ -7,10 +7,12 @@
 //
 //      table       memfd    QEMU's page table
 //      valid       data     written, or no entry and no marker   the memfd has the only copy: home NONE
-//      valid       data     else                                 as the table says
+//      valid       data     else                                 as the table says; NONE if it was being harvested
 //      valid       hole                                          discarded by the guest: empty
 //      not valid   data                                          of a page-in or punch that was cut short: punched
 //      not valid   hole                                          as the table says
+//
+// What gets another content by that, or may have been written, becomes dirty.
 //
 // A REMOVE event that was read from the userfaultfd, but not recorded by a pager killed within these microseconds, leaves a
 // swapped page with the content it had, as if the discard had not been asked for.

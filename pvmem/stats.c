@@ -38,6 +38,7 @@ void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)
 	s->reserve = e->reserve;
 	s->standby = e->nr_standby;
 	s->page_out_under_way = e->nr_out;
+	s->shadow = e->snapping.shadow_pages;
 	s->overdraft = e->charged > e->budget ? e->charged - e->budget : 0;
 	memcpy(s->queue, e->queues.nr, sizeof s->queue);
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {

@@ -228,6 +228,14 @@ static void add_option(struct argv *a, const struct cmdline_option *opt)
 		add(a, "%s", opt->value);
 }
 
+static void add_monitor(struct argv *a, const char *id, int fd)
+{
+	add(a, "-chardev");
+	add(a, "socket,id=%s,fd=%d,server=on,wait=off", id, fd);
+	add(a, "-mon");
+	add(a, "chardev=%s,mode=control", id);
+}
+
 static int assemble(const struct cmdline *c, const struct qemu_cmdline_ram *default_ram, struct argv *a)
 {
 	add(a, "%s", c->o->qemu);
@@ -244,10 +252,8 @@ static int assemble(const struct cmdline *c, const struct qemu_cmdline_ram *defa
 		add(a, "-display");
 		add(a, "none");
 	}
-	add(a, "-chardev");
-	add(a, "socket,id=" QEMU_CMDLINE_QMP_ID ",fd=%d,server=on,wait=off", c->o->qmp_fd);
-	add(a, "-mon");
-	add(a, "chardev=" QEMU_CMDLINE_QMP_ID ",mode=control");
+	add_monitor(a, QEMU_CMDLINE_QMP_ID, c->o->qmp_fd);
+	add_monitor(a, QEMU_CMDLINE_COMMANDS_ID, c->o->commands_fd);
 	add(a, "-incoming");
 	add(a, "defer");
 	add(a, "-S");

@@ -15,7 +15,7 @@
 //	files        what the guest writes to a file goes on at its end: append=on, logappend=on. -serial file:PATH and the like become a
 //	             -chardev of QEMU's own name for it ("serial0") and -serial chardev:serial0. -D goes, since QEMU would
 //	             overwrite that file; its messages come with its other output
-//	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and a QMP monitor
+//	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and two QMP monitors
 //
 // Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.
 #pragma once
@@ -24,6 +24,7 @@
 
 #define QEMU_CMDLINE_RAM_ID "criu-vm-ram" // memory backend that takes the place of plain -m
 #define QEMU_CMDLINE_QMP_ID "criu-vm-qmp" // character device of our own monitor
+#define QEMU_CMDLINE_COMMANDS_ID "criu-vm-commands" // and of another one
 
 // Guest RAM that the new QEMU inherits.
 struct qemu_cmdline_ram {
@@ -40,7 +41,7 @@ struct qemu_cmdline_opts {
 	char *const *replace; // options that a person gave to the restore
 	int nr_replace;
 	const char *machine; // full machine type: "pc-i440fx-7.2"
-	int qmp_fd; // listening unix socket that the new QEMU inherits: our own monitor
+	int qmp_fd, commands_fd; // listening unix sockets that the new QEMU inherits: our own monitors
 	const struct qemu_cmdline_ram *ram;
 	size_t nr_ram;
 };

@@ -180,7 +180,7 @@ static int fix_legacy(const struct cmdline *c, struct cmdline_option *opt)
 
 // ---- the rules
 
-static const char mine[] = "this id is that of criu-vm's own monitor; choose another";
+static const char mine[] = "this id is that of a monitor of criu-vm's own; choose another";
 
 int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt)
 {
@@ -189,7 +189,7 @@ int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt)
 
 	if (*opt->value == '{')
 		return cmdline_invalid(opt, "JSON is not understood here, use key=value");
-	if (opt->id && !strcmp(opt->id, QEMU_CMDLINE_QMP_ID)) {
+	if (opt->id && (!strcmp(opt->id, QEMU_CMDLINE_QMP_ID) || !strcmp(opt->id, QEMU_CMDLINE_COMMANDS_ID))) {
 		opt->drop = true; // an earlier restore's, whatever descriptor it had: made anew
 		return opt->ours ? cmdline_invalid(opt, mine) : 0;
 	}
@@ -210,7 +210,8 @@ int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt)
 int cmdline_fix_mon(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
-	opt->drop = qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_QMP_ID);
+	opt->drop = qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_QMP_ID) ||
+		    qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_COMMANDS_ID);
 	return opt->drop && opt->ours ? cmdline_invalid(opt, mine) : 0;
 }
 

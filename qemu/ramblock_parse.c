@@ -10,10 +10,11 @@
 #include "util/cleanup.h"
 #include "util/size.h"
 
-// One more element, zeroed, at the end of an array.
+// One more element, zeroed, at the end of an array, whose room is the next power of two.
 static void *append(void **v, size_t *nr, size_t size)
 {
-	void *bigger = reallocarray(*v, *nr + 1, size);
+	bool full = !(*nr & (*nr - 1));
+	void *bigger = full ? reallocarray(*v, *nr ? *nr * 2 : 1, size) : *v;
 
 	if (!bigger)
 		return NULL;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "qemu/cmdline.h"
+#include "qemu/now.h"
 #include "qemu/refuse_int.h"
 #include "util/log.h"
 #include "util/size.h"
@@ -178,7 +179,7 @@ static int refuse_machine(struct refusal *r)
 	return 0;
 }
 
-int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t nr)
+int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t nr, const struct qemu_ours *ours)
 {
 	static int (*const state[])(struct refusal * r) = {
 		refuse_run_state,
@@ -191,17 +192,19 @@ int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t n
 		refuse_open_files,
 		refuse_shared_ram,
 	};
-	static int (*const drift[])(struct refusal *r) = { refuse_devices, refuse_cpus, refuse_netdevs, refuse_disks };
-	struct refusal r = { .vm = vm, .blocks = blocks, .nr = nr };
+	struct refusal r = { .vm = vm, .blocks = blocks, .nr = nr, .ours = ours, .paged = ours->paged };
 	int ret = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(state) && !ret; i++)
 		ret = state[i](&r);
-	// There is nothing to compare with in a command line that is not understood.
-	if (!ret && qemu_cmdline_check(vm->argv, vm->argc))
-		return -EOPNOTSUPP;
-	for (size_t i = 0; i < ARRAY_SIZE(drift) && !ret; i++)
-		ret = drift[i](&r);
+	if (!ret) {
+		char **argv;
+		int argc;
+
+		ret = qemu_now_cmdline(vm, &argv, &argc);
+		if (!ret)
+			qemu_cmdline_free(argv);
+	}
 	if (ret == -ENOMEM)
 		log_err("process %d: no memory to examine it", vm->pid);
 	return ret ? ret : r.nr_reasons ? -EOPNOTSUPP : 0;

@@ -41,6 +41,15 @@ static char *file_of(const char *name)
 	return found;
 }
 
+// The same for a name that may be that of a descriptor which QEMU was given.
+static char *file_now(const struct refusal *r, const char *name)
+{
+	_cleanup_free_ char *file = file_of(name);
+	const char *path = file ? json_string_value(json_object_get(r->fdsets, file)) : NULL;
+
+	return path ? strdup(path) : steal_ptr(&file);
+}
+
 static int add_file(struct names *n, const char *name)
 {
 	_cleanup_free_ char *file = name ? file_of(name) : NULL;
@@ -95,7 +104,7 @@ static int refuse_drive(struct refusal *r, const json_t *block, struct names *fi
 	names_take(drives, device); // a device on a -drive, which is told by its file
 	if (!inserted)
 		return 0;
-	file = file_of(text_of(json_object_get(inserted, "image"), "filename"));
+	file = file_now(r, text_of(json_object_get(inserted, "image"), "filename"));
 	if (!file)
 		return -ENOMEM;
 	if (*device && !names_take(files, file))
@@ -166,7 +175,7 @@ static bool has_open(const struct qemu_vm *vm, const struct stat *file)
 static int refuse_image(struct refusal *r, const json_t *node)
 {
 	static const char *const local[] = { "file", "host_device", "host_cdrom" };
-	_cleanup_free_ char *file = file_of(text_of(node, "file"));
+	_cleanup_free_ char *file = file_now(r, text_of(node, "file"));
 	char path[PATH_MAX];
 	bool is_local = false;
 	struct stat st;

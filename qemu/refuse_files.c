@@ -70,25 +70,11 @@ static bool has_registered_buffers(pid_t pid, const char *fd)
 	return bufs && strtoul(bufs + strlen("\nUserBufs:"), NULL, 10);
 }
 
-static bool is_restored(const struct qemu_vm *vm)
-{
-	struct qemu_arg a;
-
-	for (int i = 1; qemu_arg_next(vm->argv, vm->argc, &i, &a);)
-		if (!strcmp(a.name, "chardev") && qemu_opt_is(a.value, "backend", "id", QEMU_CMDLINE_QMP_ID))
-			return true;
-	return false;
-}
-
 static void refuse_paged(struct refusal *r)
 {
 	r->paged = true;
-	if (is_restored(r->vm))
-		refuse_because(r, "a dump of a VM in private virtual memory is not possible yet; one that was restored with all its RAM, "
-				  "without --lazy-pages and --ram, can be dumped");
-	else
-		refuse_because(r, "somebody serves its page faults (it has a userfaultfd open): QEMU's own post-copy or background "
-				  "snapshot, whose end to wait for, or a program that put it into private virtual memory");
+	refuse_because(r, "somebody serves its page faults (it has a userfaultfd open): QEMU's own post-copy or background snapshot, whose end "
+			  "to wait for; a dump that is under way; or a criu-vm with another --run-dir");
 }
 
 int refuse_open_files(struct refusal *r)
@@ -112,7 +98,7 @@ int refuse_open_files(struct refusal *r)
 		if (n < 0)
 			continue;
 		target[n] = 0;
-		if (!r->paged && !strcmp(target, "anon_inode:[userfaultfd]"))
+		if (!r->paged && !strcmp(target, "anon_inode:[userfaultfd]") && atoi(e->d_name) != r->ours->uffd)
 			refuse_paged(r);
 		for (size_t i = 0; i < ARRAY_SIZE(tell_tale); i++) {
 			if (told[i] || strncmp(target, tell_tale[i].prefix, strlen(tell_tale[i].prefix)))

@@ -8,14 +8,17 @@
 
 #include "qemu/qmp.h"
 #include "qemu/ramblock.h"
+#include "qemu/refuse.h"
 #include "qemu/vm.h"
 
 struct refusal {
 	struct qemu_vm *vm;
 	const struct qemu_ramblock *blocks;
 	size_t nr;
+	const struct qemu_ours *ours;
 	unsigned nr_reasons;
 	bool paged; // somebody serves its page faults, and may have its RAM mapped for that
+	json_t *fdsets; // {"/dev/fdset/1": path of the file}; NULL: not looked at
 };
 
 void refuse_because(struct refusal *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -27,7 +30,8 @@ int refuse_folder(struct refusal *r);
 int refuse_open_files(struct refusal *r);
 int refuse_shared_ram(struct refusal *r);
 
-// A VM that is no longer what its command line says. Only for command lines that qemu_cmdline_check() understands.
+// A VM that is not what its command line says, after the differences that can be rebuilt were put into it (qemu/now.c). Only for
+// command lines that qemu_cmdline_check() understands.
 int refuse_devices(struct refusal *r);
 int refuse_cpus(struct refusal *r);
 int refuse_netdevs(struct refusal *r);

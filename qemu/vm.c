@@ -207,8 +207,7 @@ char *qemu_unix_path(const char *table, unsigned long ino)
 	return NULL;
 }
 
-// The name that a listening socket among QEMU's descriptors was given.
-static char *path_of_fd(const struct qemu_vm *vm, int fd)
+char *qemu_fd_path(const struct qemu_vm *vm, int fd)
 {
 	_cleanup_free_ char *table = NULL;
 	char link[64], name[64];
@@ -240,7 +239,7 @@ static bool find_socket(const struct qemu_vm *vm, size_t nth, char *reach, size_
 		if (path && !nth--)
 			return !qemu_vm_path(vm, path, reach, size);
 		if (!path && !given)
-			given = path_of_fd(vm, l.fd);
+			given = qemu_fd_path(vm, l.fd);
 	}
 	return !other && given && !nth && !qemu_vm_path(vm, given, reach, size);
 }

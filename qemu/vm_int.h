@@ -19,3 +19,6 @@ bool qemu_argv_qmp(char *const *argv, int argc, size_t nth, struct qmp_listener 
 
 // The absolute path of the socket of this inode in a /proc/net/unix. The caller's (free()); NULL if it has none.
 char *qemu_unix_path(const char *table, unsigned long ino);
+
+// The name that a listening unix socket among QEMU's descriptors was given. The caller's (free()); NULL if it is no such socket.
+char *qemu_fd_path(const struct qemu_vm *vm, int fd);

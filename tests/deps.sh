@@ -2,16 +2,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The Debian packages that building and testing need: installs the missing ones when root, else prints the command that does.
 #
-#	tests/deps.sh [lint]		lint: those of `make lint` too
+#	tests/deps.sh [lint|fuzz]	those of `make lint` or `make fuzz` too
 set -eu
 
 build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
-	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libsystemd-dev libblkid-dev"
-tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs strace mandoc libfuse3-dev fuse3"
+	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libzstd-dev libsystemd-dev libblkid-dev"
+tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs btrfs-progs strace mandoc libfuse3-dev fuse3"
 lint="clang-tidy cppcheck shellcheck"
+fuzz="clang libclang-rt-14-dev"
 
 packages="$build $tests"
-[ "${1:-}" != lint ] || packages="$packages $lint"
+case "${1:-}" in
+lint) packages="$packages $lint" ;;
+fuzz) packages="$packages $fuzz" ;;
+esac
 
 missing=
 for p in $packages; do

@@ -16,11 +16,10 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "zdtm"))
 import vm as zdtm_vm                                    # noqa: E402
-from guests import MIB, Guest                           # noqa: E402
+from guests import MIB, QEMU, QEMU_MODULES, Guest                           # noqa: E402
 from vm import TestFailed, alive, memfd_bytes, peer_pid, processes_of     # noqa: E402,F401; for the tests
 
 NOBODY = 65534
-MODULES = os.path.dirname(next(iter(glob.glob("/usr/lib/*/qemu/accel-tcg-*.so")), ""))   # where a copy of QEMU finds them
 DETECTED = re.compile(r"(Address|Leak|Thread|Undefined\w+)Sanitizer|runtime error:|double free|stack smashing|Assertion .* failed")
 stopping = threading.Event()                            # the run was interrupted: all that waits gives up
 
@@ -196,7 +195,7 @@ class Rig:
     def environment(self):
         sanitize = f"log_path={self.tmp}/asan/log"
         return {**os.environ, zdtm_vm.TAG: self.tmp, "ASAN_OPTIONS": sanitize, "UBSAN_OPTIONS": sanitize + ":print_stacktrace=1",
-                "QEMU_MODULE_DIR": MODULES, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
+                "QEMU_MODULE_DIR": QEMU_MODULES, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
 
     def start(self, line, **options):
         """A process that the test ends, or that is ended with it."""
@@ -311,7 +310,8 @@ class Rig:
         else:
             with open(f"{where}.img", "wb") as f:
                 f.truncate(mib * MIB)
-            subprocess.run(["mkfs.ext4", "-q", "-m", "0", f"{where}.img"], check=True, stdin=subprocess.DEVNULL)
+            quiet = ["-q", "-m", "0"] if kind == "ext4" else ["-q"]
+            subprocess.run([f"mkfs.{kind}", *quiet, f"{where}.img"], check=True, stdin=subprocess.DEVNULL)
             line = ["mount", "-o", "loop", f"{where}.img", where]
         if subprocess.run(line, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode:
             raise Skip(f"cannot mount a {kind} here")

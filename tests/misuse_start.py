@@ -5,13 +5,13 @@ import shutil
 import signal
 import time
 
-from misuse_rig import Vm, cases, check, peer_pid, test, wait_for
+from misuse_rig import QEMU, Vm, cases, check, peer_pid, test, wait_for
 
 
 def asleep(rig, script):
     """A checkpoint whose QEMU is this shell script when it is restored; {qemu} in it is the real one."""
     qemu = f"{rig.tmp}/qemu-system-copy"
-    shutil.copy(shutil.which("qemu-system-x86_64"), qemu)
+    shutil.copy(QEMU, qemu)
     old = rig.checkpoint(qemu=qemu, args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
     os.rename(qemu, f"{qemu}.real")
     with open(qemu, "w", encoding="ascii") as f:

@@ -2,6 +2,7 @@
 #include "util/log.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +19,11 @@ static struct {
 	char prefix[80];
 	char last_error[LINE_MAX_LEN];
 	time_t error_at; // when last_error was written
+	void (*hear)(void *ctx, const char *text);
+	void *hear_ctx;
 } state = { .fd = STDERR_FILENO, .max = LOG_WARN };
+
+static pthread_mutex_t hearing = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *const level_word[] = { "error: ", "warning: ", "", "debug: " };
 
@@ -38,6 +43,19 @@ enum log_level log_max(void)
 const char *log_last_error(void)
 {
 	return state.last_error;
+}
+
+void log_listen(void (*hear)(void *ctx, const char *text), void *ctx)
+{
+	state.hear = hear;
+	state.hear_ctx = ctx;
+}
+
+static void tell_listener(const char *text)
+{
+	pthread_mutex_lock(&hearing);
+	state.hear(state.hear_ctx, text);
+	pthread_mutex_unlock(&hearing);
 }
 
 // In the log of a process that tries something again and again, the same error as before.
@@ -83,6 +101,8 @@ void log_at(enum log_level level, const char *fmt, ...)
 		goto out;
 	if (level == LOG_ERROR)
 		snprintf(state.last_error, sizeof state.last_error, "%s", line + text);
+	if (level == LOG_ERROR && state.hear)
+		tell_listener(line + text);
 	line[len++] = '\n';
 	if (level == LOG_ERROR && state.fd > STDERR_FILENO) // in a file, an error would be missed
 		dprintf(STDERR_FILENO, "%.*s", len - text_start, line + text_start);

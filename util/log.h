@@ -15,6 +15,9 @@ void log_at(enum log_level level, const char *fmt, ...) __attribute__((format(pr
 // The last LOG_ERROR line of this process without its prefix, "" if there was none: for a peer that wants the reason.
 const char *log_last_error(void);
 
+// Told of each error from here on, in the thread that has it, one at a time: the text of log_last_error(). NULL: nobody.
+void log_listen(void (*hear)(void *ctx, const char *text), void *ctx);
+
 #define log_err(...) log_at(LOG_ERROR, __VA_ARGS__)
 #define log_warn(...) log_at(LOG_WARN, __VA_ARGS__)
 #define log_info(...) log_at(LOG_INFO, __VA_ARGS__)

@@ -50,6 +50,7 @@ struct guest {
 	int dma_fd;                 // a file, O_DIRECT; page k has guest_mix(k)
 	size_t dma_pages;
 	bool reads_only;            // of GUEST_RANDOM
+	bool keeps;                 // of GUEST_RANDOM: nothing is given back
 	bool zeros;                 // what is given back must be zeros from then on
 	_Atomic bool stop;
 	_Atomic uint32_t drains;
@@ -211,6 +212,8 @@ static inline void guest_random_op(struct guest *g, uint64_t *random)
 		guest_read(g, page);
 	else if (what < 62)
 		guest_write(g, page, guest_mix(r), what & 1);
+	else if (g->keeps)
+		return;
 	else if (what < 63)
 		guest_discard(g, page, 1 + (r >> 32) % 40);
 	else if (r >> 32 & 1)
@@ -251,8 +254,12 @@ static inline void *guest_worker(void *arg)
 	uint64_t random = guest_mix((uint64_t)(a->w - a->g->worker));
 
 	for (a->w->tid = (pid_t)syscall(SYS_gettid);; usleep(50)) {
+		enum guest_order order = a->w->order;
+
 		a->w->drain_seen = a->g->drains;
-		guest_obey(a->g, a->w, a->w->order, &random);
+		if (order == GUEST_IDLE) // what is ordered just now is not to be forgotten
+			continue;
+		guest_obey(a->g, a->w, order, &random);
 		a->w->order = GUEST_IDLE;
 	}
 	return NULL;

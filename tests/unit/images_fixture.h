@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,7 +22,7 @@
 
 static const uint64_t all_pages[4] = { ~0ULL, ~0ULL, ~0ULL, ~0ULL };
 static const char *const metadata[] = { "inventory.img", "vm.img", "device-state.img", "pagemap-1.img", "stats-dump.img" };
-static char base[64], tmp[80], dir[PATH_MAX];
+static char base[64], tmp[80], dir[PATH_MAX], parent_dir[PATH_MAX];
 
 static inline int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
@@ -90,16 +91,35 @@ static inline struct ram ram_new(uint64_t len)
 	return (struct ram){ len, calloc(1, len) };
 }
 
-static inline int write_block(struct img_writer *w, uint32_t i, const struct ram *r)
+static inline struct img_writer *writer_open(const char *place, const struct img_dir *parent, int zstd_level)
 {
-	int ret = img_writer_begin_block(w, i, r->len);
+	struct img_writer *w;
 
-	for (uint64_t c = 0; !ret && c < DIV_ROUND_UP(r->len, MiB); c++)
-		ret = img_writer_chunk(w, c, r->data + c * MiB, all_pages);
-	return ret ? ret : img_writer_end_block(w);
+	ok(img_writer_open(&(struct img_writer_opts){ .dir = place, .parent = parent, .zstd_level = zstd_level }, &w));
+	return w;
 }
 
-static inline void write_meta(struct img_writer *w, const struct ram *ram, size_t nr)
+static inline int give_blocks(struct img_writer *w, const struct ram *ram, uint32_t nr)
+{
+	uint64_t lens[4];
+
+	for (uint32_t i = 0; i < nr; i++)
+		lens[i] = ram[i].len;
+	return img_writer_blocks(w, lens, nr);
+}
+
+// As a whole, last chunk first.
+static inline int write_pages(struct img_writer *w, const struct ram *ram, uint32_t nr)
+{
+	int ret = give_blocks(w, ram, nr);
+
+	for (uint32_t i = nr; !ret && i--;)
+		for (uint64_t c = DIV_ROUND_UP(ram[i].len, MiB); !ret && c--;)
+			ret = img_writer_chunk(w, i, c, ram[i].data + c * MiB, all_pages, NULL);
+	return ret ? ret : img_writer_end_pages(w);
+}
+
+static inline void write_meta(struct img_writer *w, const struct ram *ram, size_t nr, bool ram_only)
 {
 	static char *argv[] = { "qemu-system-x86_64", "-m", "4G", "-name", "a\033[31m\xff", "\xc2\x9b" };
 	static uint8_t stream[] = "QEVM stream", rom[2 * PAGE_SIZE] = { 1 };
@@ -136,33 +156,74 @@ static inline void write_meta(struct img_writer *w, const struct ram *ram, size_
 	ds.stream = (ProtobufCBinaryData){ sizeof stream, stream };
 	ds.n_blocks = 1;
 	ds.blocks = smalls;
-	ok(img_writer_device_state(w, &ds));
+	if (!ram_only)
+		ok(img_writer_device_state(w, &ds));
 	ok(img_writer_stats(w, &(struct img_times){ 1, 2, 3, UINT64_MAX }));
 }
 
-static inline void write_checkpoint(const struct ram *ram, size_t nr)
+static inline void write_checkpoint(const struct ram *ram, size_t nr, int zstd_level)
 {
-	struct img_writer *w;
+	struct img_writer *w = writer_open(dir, NULL, zstd_level);
 
-	ok(img_writer_open(dir, &w));
-	for (uint32_t i = 0; i < nr; i++)
-		ok(write_block(w, i, &ram[i]));
-	write_meta(w, ram, nr);
-	ok(img_writer_commit(w));
+	ok(write_pages(w, ram, (uint32_t)nr));
+	write_meta(w, ram, nr, false);
+	ok(img_writer_commit(w, NULL));
 	img_writer_free(w);
 }
 
-// Some 300 bytes of pagemap: twelve single pages in three chunks, of a block of four chunks with a short last one.
+// Twelve single pages in three chunks, of a block of four chunks with a short last one: some 500 bytes of pagemap.
 #define SMALL_LEN (4 * MiB - 4 * PAGE_SIZE)
 
-static inline void write_small_checkpoint(void)
+static inline struct ram small_ram(void)
 {
 	struct ram r = ram_new(SMALL_LEN);
 
 	for (uint64_t page = 0; page < 700; page += 60)
 		r.data[page * PAGE_SIZE] = 1;
-	write_checkpoint(&r, 1);
+	return r;
+}
+
+// The same RAM as an increment: 700 pages as in the parent, but for one in the second chunk; the rest zero.
+static inline void write_small_increment(int zstd_level)
+{
+	struct ram r = small_ram();
+	struct img_dir *parent;
+	struct img_writer *w;
+
+	write_checkpoint(&r, 1, zstd_level);
+	ok(rename(dir, strcat(strcpy(parent_dir, tmp), "/parent")));
+	ok(img_dir_open(parent_dir, &parent));
+	w = writer_open(dir, parent, zstd_level);
+	ok(give_blocks(w, &r, 1));
+	for (uint64_t c = 0; c < 3; c++) {
+		uint64_t as_parent[4] = { ~0ULL, c == 1 ? ~(1ULL << 44) : ~0ULL, ~0ULL, c == 2 ? 0 : ~0ULL };
+
+		ok(img_writer_chunk(w, 0, c, r.data + c * MiB, all_pages, as_parent));
+	}
+	ok(img_writer_end_pages(w));
+	write_meta(w, &r, 1, false);
+	ok(img_writer_commit(w, NULL));
+	img_writer_free(w);
+	img_dir_close(parent);
 	free(r.data);
+}
+
+enum small { SMALL_RAW, SMALL_ZSTD, SMALL_INCREMENT, SMALL_ZSTD_INCREMENT, SMALL_KINDS };
+
+static inline void write_small(enum small kind)
+{
+	struct ram r = small_ram();
+
+	if (kind >= SMALL_INCREMENT)
+		write_small_increment(kind == SMALL_ZSTD_INCREMENT);
+	else
+		write_checkpoint(&r, 1, kind == SMALL_ZSTD);
+	free(r.data);
+}
+
+static inline void write_small_checkpoint(void)
+{
+	write_small(SMALL_RAW);
 }
 
 static inline int open_status(void)

@@ -47,7 +47,7 @@ static const struct qemu_cmdline_ram default_ram = { .backend_id = NULL, .len = 
 static int rebuild_with(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, char **result)
 {
 	struct words rec, rep;
-	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .ram = ram, .nr_ram = nr_ram };
+	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .commands_fd = 10, .ram = ram, .nr_ram = nr_ram };
 	char **argv;
 	int err;
 
@@ -80,7 +80,8 @@ static int check(const char *recorded)
 
 #define RAM "-object memory-backend-file,id=criu-vm-ram,size=67108864,mem-path=/proc/self/fd/7,share=on"
 #define TAIL \
-	"-chardev socket,id=criu-vm-qmp,fd=9,server=on,wait=off -mon chardev=criu-vm-qmp,mode=control -incoming defer -S"
+	"-chardev socket,id=criu-vm-qmp,fd=9,server=on,wait=off -mon chardev=criu-vm-qmp,mode=control " \
+	"-chardev socket,id=criu-vm-commands,fd=10,server=on,wait=off -mon chardev=criu-vm-commands,mode=control -incoming defer -S"
 
 // The whole line is as expected, and what comes out stays what it is, dumped and restored again.
 static void expect(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, const char *machine,
@@ -351,6 +352,8 @@ START_TEST(replacing_what_is_ours)
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-snapshot", &got), -EOPNOTSUPP);
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-chardev null,id=criu-vm-qmp", &got), -EINVAL);
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-mon criu-vm-qmp", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-chardev null,id=criu-vm-commands", &got), -EINVAL);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu", "-mon criu-vm-commands", &got), -EINVAL);
 	// what cannot be given again can be replaced
 	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -netdev tap,id=n,fd=3", "-netdev user,id=n", &got), 0);
 	ck_assert_ptr_null(strstr(got, "fd=3"));

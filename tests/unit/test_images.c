@@ -31,56 +31,112 @@ static void make_ram(struct ram ram[4])
 
 // ---- round trips
 
-static void check_chunk(const struct img_dir *d, uint32_t block, uint64_t chunk, const struct ram *r)
+static uint8_t stored[IMG_STORED_MAX] __attribute__((aligned(4096)));
+static char got[MiB], zero[PAGE_SIZE];
+
+static void check_chunk(const struct img_dir *d, struct img_unpacker *u, uint32_t block, uint64_t chunk, const struct ram *r)
 {
-	const struct img_chunk *c = img_dir_chunk(d, block, chunk);
-	static uint8_t packed[MiB] __attribute__((aligned(4096))), zero[PAGE_SIZE];
-	size_t nr = bitmap_count(c->present, IMG_CHUNK_PAGES), n = 0;
+	uint64_t off = chunk * MiB, len = r->len - off < MiB ? r->len - off : MiB, map[4];
+	uint64_t all[4] = { 0 };
 
-	ok(io_pread_full(img_dir_pages_fd(d, block), packed, nr * PAGE_SIZE, c->off));
-	for (size_t i = 0; i < IMG_CHUNK_PAGES; i++) {
-		uint64_t off = chunk * MiB + i * PAGE_SIZE;
-		bool stored = bitmap_test(c->present, i);
+	bitmap_set_range(all, 0, len / PAGE_SIZE);
+	memset(got, 0x5a, sizeof got);
+	ok(img_dir_read(d, u, block, chunk, all, stored, got));
+	ck_assert(!memcmp(got, r->data + off, len));
+	img_dir_pages(d, block, chunk, map);
+	for (size_t i = 0; i < IMG_CHUNK_PAGES; i++)
+		ck_assert(bitmap_test(map, i) <= (i < len / PAGE_SIZE));
+	for (size_t i = 0; i < len / PAGE_SIZE; i++)
+		ck_assert(bitmap_test(map, i) || !memcmp(r->data + off + i * PAGE_SIZE, zero, PAGE_SIZE));
+}
 
-		ck_assert(stored == (off < r->len && memcmp(r->data + off, zero, PAGE_SIZE)));
-		if (stored)
-			ck_assert_mem_eq(packed + PAGE_SIZE * n++, r->data + off, PAGE_SIZE);
-	}
-	ck_assert(img_chunk_check(c, packed));
-	if (nr) {
-		packed[(size_t)random() % (nr * PAGE_SIZE)] ^= 1;
-		ck_assert(!img_chunk_check(c, packed));
+// Each part by itself: only the wanted pages are touched, and nothing when a bit of what is stored is wrong.
+static void check_parts(const struct img_dir *d, struct img_unpacker *u, uint32_t block, uint64_t chunk, const struct ram *r)
+{
+	const uint64_t some[4] = { 0xf0f0f0f0f0f0f0f0, 0x8000000000000001, 0, 0x5555555555555555 };
+	struct img_part parts[4];
+	unsigned nr = img_dir_parts(d, block, chunk, some, parts);
+
+	ck_assert_uint_le(nr, img_dir_layers(d));
+	for (unsigned i = 0; i < nr; i++) {
+		const struct img_part *p = &parts[i];
+
+		memset(got, 0x5a, sizeof got);
+		ok(io_pread_full(img_part_fd(p), stored, p->entry->stored, p->entry->off));
+		ok(img_part_unpack(u, p, stored, got));
+		for (size_t page = 0; page < IMG_CHUNK_PAGES; page++) {
+			const char *is = got + page * PAGE_SIZE;
+
+			ck_assert(!bitmap_test(p->pages, page) || bitmap_test(some, page));
+			if (bitmap_test(p->pages, page))
+				ck_assert(!memcmp(is, r->data + chunk * MiB + page * PAGE_SIZE, PAGE_SIZE));
+			else
+				ck_assert(is[0] == 0x5a && !memcmp(is, is + 1, PAGE_SIZE - 1));
+		}
+		memset(got, 0x5a, sizeof got);
+		stored[(size_t)random() % p->entry->stored] ^= (uint8_t)(1 << random() % 8);
+		ck_assert_int_eq(img_part_unpack(u, p, stored, got), -EBADMSG);
+		ck_assert(got[0] == 0x5a && !memcmp(got, got + 1, sizeof got - 1));
 	}
 }
 
+static void check_all(const struct img_dir *d, const struct ram *ram, uint32_t nr)
+{
+	struct img_unpacker *u;
+
+	ok(img_unpacker_new(&u));
+	ck_assert_uint_eq(img_dir_nr_blocks(d), nr);
+	for (uint32_t i = 0; i < nr; i++) {
+		ck_assert_uint_eq(img_dir_block_len(d, i), ram[i].len);
+		ck_assert_uint_eq(img_dir_block_chunks(d, i), DIV_ROUND_UP(ram[i].len, MiB));
+		for (uint64_t c = 0; c < img_dir_block_chunks(d, i); c++) {
+			check_chunk(d, u, i, c, &ram[i]);
+			check_parts(d, u, i, c, &ram[i]);
+		}
+	}
+	img_unpacker_free(u);
+}
+
+static void free_ram(struct ram *ram, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++)
+		free(ram[i].data);
+}
+
+// Of level 0, 1 and 19: the first block compresses, the second does not.
 START_TEST(round_trip)
 {
+	static const int levels[] = { 0, 1, 19 };
 	const DeviceStateEntry *ds;
+	struct img_part part;
 	const VmEntry *vm;
 	struct img_dir *d;
 	struct ram ram[4];
+	struct stat st;
 
 	make_ram(ram);
-	write_checkpoint(ram, 4);
+	write_checkpoint(ram, 4, levels[_i]);
 	ok(img_dir_open(dir, &d));
-	ck_assert_uint_eq(img_dir_nr_blocks(d), 4);
-	for (uint32_t i = 0; i < 4; i++) {
-		ck_assert(!(fcntl(img_dir_pages_fd(d, i), F_GETFL) & O_NONBLOCK));
-		ck_assert_uint_eq(img_dir_block_len(d, i), ram[i].len);
-		ck_assert_uint_eq(img_dir_block_chunks(d, i), DIV_ROUND_UP(ram[i].len, MiB));
-		for (uint64_t c = 0; c < img_dir_block_chunks(d, i); c++)
-			check_chunk(d, i, c, &ram[i]);
-		free(ram[i].data);
-	}
+	check_all(d, ram, 4);
+	ck_assert_uint_eq(img_dir_parts(d, 1, 0, all_pages, &part), 1);
+	ck_assert(!(fcntl(img_part_fd(&part), F_GETFL) & O_NONBLOCK));
+	ck_assert(img_part_is_raw(&part));
+	ck_assert_uint_eq(img_dir_parts(d, 0, 0, all_pages, &part), 1);
+	ck_assert(img_part_is_raw(&part) == !levels[_i]);
+	ok(stat(in_dir("pages-1.img"), &st));
+	if (levels[_i])
+		ck_assert_int_lt(st.st_size, 11 * (off_t)MiB + 100 * (off_t)PAGE_SIZE);
 	vm = img_dir_vm(d);
 	ck_assert_str_eq(vm->machine, "pc-i440fx-7.2");
 	ck_assert_str_eq(vm->blocks[2]->name, "m2");
 	ck_assert_str_eq(vm->argv[4], "a\033[31m\xff");
+	ck_assert(!img_dir_ram_only(d) && !img_dir_parent(d) && img_dir_layers(d) == 1);
 	ds = img_dir_device_state(d);
 	ck_assert_str_eq((char *)ds->stream.data, "QEVM stream");
 	ck_assert_uint_eq(ds->blocks[0]->runs[0]->off, PAGE_SIZE);
 	ck_assert_uint_eq(ds->blocks[0]->runs[0]->data.len, 2 * PAGE_SIZE);
 	img_dir_close(d);
+	free_ram(ram, 4);
 }
 END_TEST
 
@@ -88,26 +144,61 @@ START_TEST(known_zero_pages_are_not_looked_at)
 {
 	const uint64_t maybe[4] = { 1ULL << 3, 0, 1, 0 };
 	struct ram r = ram_new(2 * MiB);
-	struct img_writer *w;
+	struct img_writer *w = writer_open(dir, NULL, 0);
 	struct img_dir *d;
+	uint64_t id = 0;
 
 	fill_random(r.data, r.len);
-	ok(img_writer_open(dir, &w));
-	ok(img_writer_begin_block(w, 0, r.len));
+	ok(give_blocks(w, &r, 1));
 	// The first chunk is left out.
-	ok(img_writer_chunk(w, 1, r.data, maybe));
-	ck_assert_int_eq(img_writer_chunk(w, 1, r.data, maybe), -EINVAL);
-	ck_assert_int_eq(img_writer_chunk(w, 2, r.data, maybe), -EINVAL);
-	ok(img_writer_end_block(w));
+	ok(img_writer_chunk(w, 0, 1, r.data, maybe, NULL));
+	ok(img_writer_end_pages(w));
 	ck_assert_uint_eq(img_writer_pages(w), 2);
-	write_meta(w, &r, 1);
-	ok(img_writer_commit(w));
+	ck_assert_uint_eq(img_writer_bytes(w), 2 * PAGE_SIZE);
+	write_meta(w, &r, 1, false);
+	ok(img_writer_commit(w, &id));
 	img_writer_free(w);
 
 	ok(img_dir_open(dir, &d));
+	ck_assert(img_dir_id(d) == id);
 	ck_assert(bitmap_empty(img_dir_chunk(d, 0, 0)->present, IMG_CHUNK_PAGES));
 	ck_assert_mem_eq(img_dir_chunk(d, 0, 1)->present, maybe, sizeof maybe);
 	img_dir_close(d);
+	free(r.data);
+}
+END_TEST
+
+// Whatever is wrong is the end of it.
+START_TEST(misuse_is_refused)
+{
+	struct ram r = ram_new(2 * MiB);
+
+	for (int i = 0; i < 6; i++) {
+		struct img_writer *w = writer_open(dir, NULL, i % 2);
+		int ret = 0;
+
+		if (i != 0)
+			ok(give_blocks(w, &r, 1));
+		if (i == 0)
+			ret = img_writer_chunk(w, 0, 0, r.data, all_pages, NULL);
+		if (i == 1)
+			ret = give_blocks(w, &r, 1);
+		if (i == 2)
+			ret = img_writer_chunk(w, 0, 2, r.data, all_pages, NULL);
+		if (i == 3)
+			ret = img_writer_chunk(w, 1, 0, r.data, all_pages, NULL);
+		if (i == 4)
+			ret = img_writer_chunk(w, 0, 0, r.data, all_pages, all_pages);
+		if (i == 5) {
+			ok(img_writer_chunk(w, 0, 0, r.data, all_pages, NULL));
+			ret = img_writer_chunk(w, 0, 0, r.data, all_pages, NULL);
+		}
+		ck_assert_int_eq(ret, -EINVAL);
+		ck_assert_int_eq(img_writer_end_pages(w), -EINVAL);
+		ck_assert_int_eq(img_writer_commit(w, NULL), -EINVAL);
+		img_writer_free(w);
+		ck_assert_int_eq(nr_entries(tmp), 0);
+	}
 	free(r.data);
 }
 END_TEST
@@ -121,13 +212,13 @@ START_TEST(uncommitted_leaves_nothing)
 	struct stat st;
 
 	fill_random(r.data, r.len);
-	ok(img_writer_open(dir, &w));
-	ok(img_writer_begin_block(w, 0, r.len));
+	w = writer_open(dir, NULL, _i);
+	ok(give_blocks(w, &r, 1));
 	for (uint64_t c = 0; c < 8; c++)
-		ok(img_writer_chunk(w, c, r.data + c * MiB, all_pages));
+		ok(img_writer_chunk(w, 0, c, r.data + c * MiB, all_pages, NULL));
 	ck_assert_int_eq(nr_entries(tmp), 1);
 	ck_assert_int_eq(stat(dir, &st), -1);
-	ck_assert_int_eq(img_writer_commit(w), -EINVAL);
+	ck_assert_int_eq(img_writer_commit(w, NULL), -EINVAL);
 	img_writer_free(w);
 	ck_assert_int_eq(nr_entries(tmp), 0);
 	img_writer_free(NULL);
@@ -140,16 +231,23 @@ START_TEST(blocks_must_be_those_of_the_vm)
 	struct ram r = ram_new(2 * MiB), other = ram_new(MiB);
 	struct img_writer *w;
 
-	ok(img_writer_open(dir, &w));
-	ok(write_block(w, 0, &r));
-	write_meta(w, &other, 1);
-	ck_assert_int_eq(img_writer_commit(w), -EINVAL);
+	w = writer_open(dir, NULL, 0);
+	ok(write_pages(w, &r, 1));
+	write_meta(w, &other, 1, false);
+	ck_assert_int_eq(img_writer_commit(w, NULL), -EINVAL);
 	img_writer_free(w);
 	ck_assert_int_eq(nr_entries(tmp), 0);
 	free(r.data);
 	free(other.data);
 }
 END_TEST
+
+static int open_writer(const char *place)
+{
+	struct img_writer *w;
+
+	return img_writer_open(&(struct img_writer_opts){ .dir = place }, &w);
+}
 
 START_TEST(taken_places_are_refused)
 {
@@ -159,25 +257,25 @@ START_TEST(taken_places_are_refused)
 
 	ok(mkdir(dir, 0755));
 	ok(close(creat(in_dir("something"), 0600)));
-	ck_assert_int_eq(img_writer_open(dir, &w), -ENOTEMPTY);
-	ck_assert_int_eq(img_writer_open(in_dir("something"), &w), -ENOTDIR);
-	ck_assert_int_eq(img_writer_open(in_dir("no/where"), &w), -ENOENT);
-	ck_assert_int_eq(img_writer_open("", &w), -ENOENT);
-	ck_assert_int_eq(img_writer_open("/proc", &w), -EBUSY);
+	ck_assert_int_eq(open_writer(dir), -ENOTEMPTY);
+	ck_assert_int_eq(open_writer(in_dir("something")), -ENOTDIR);
+	ck_assert_int_eq(open_writer(in_dir("no/where")), -ENOENT);
+	ck_assert_int_eq(open_writer(""), -ENOENT);
+	ck_assert_int_eq(open_writer("/proc"), -EBUSY);
 	ok(symlink("nowhere", in_dir("dangling")));
-	ck_assert_int_eq(img_writer_open(in_dir("dangling"), &w), -ENOTDIR);
+	ck_assert_int_eq(open_writer(in_dir("dangling")), -ENOTDIR);
 	ck_assert_int_eq(nr_entries(tmp), 1);
 	ck_assert_int_eq(nr_entries(dir), 2);
 
 	// Somebody puts a file in while we write: theirs stays, ours goes.
 	ok(unlink(in_dir("something")));
 	ok(unlink(in_dir("dangling")));
-	ok(img_writer_open(dir, &w));
-	ok(write_block(w, 0, &r));
-	write_meta(w, &r, 1);
+	w = writer_open(dir, NULL, 0);
+	ok(write_pages(w, &r, 1));
+	write_meta(w, &r, 1, false);
 	free(r.data);
 	ok(close(creat(in_dir("something"), 0600)));
-	ck_assert_int_lt(img_writer_commit(w), 0);
+	ck_assert_int_lt(img_writer_commit(w, NULL), 0);
 	img_writer_free(w);
 	ck_assert_int_eq(nr_entries(tmp), 1);
 	ok(stat(in_dir("something"), &st));
@@ -230,8 +328,8 @@ START_TEST(full_disk)
 		return;
 	}
 	fill_random(r.data, r.len);
-	ok(img_writer_open(dir, &w));
-	ret = write_block(w, 0, &r);
+	w = writer_open(dir, NULL, _i);
+	ret = write_pages(w, &r, 1);
 	ck_assert_int_eq(ret, -ENOSPC);
 	ck_assert_ptr_nonnull(strstr(log_last_error(), "pages-1.img"));
 	ck_assert_ptr_nonnull(strstr(log_last_error(), "missing"));
@@ -294,13 +392,14 @@ int main(void)
 {
 	TCase *tc = tcase_create("images");
 
-	tcase_add_test(tc, round_trip);
+	tcase_add_loop_test(tc, round_trip, 0, 3);
 	tcase_add_test(tc, known_zero_pages_are_not_looked_at);
-	tcase_add_test(tc, uncommitted_leaves_nothing);
+	tcase_add_test(tc, misuse_is_refused);
+	tcase_add_loop_test(tc, uncommitted_leaves_nothing, 0, 2);
 	tcase_add_test(tc, blocks_must_be_those_of_the_vm);
 	tcase_add_test(tc, taken_places_are_refused);
 	tcase_add_test(tc, empty_places_are_taken);
-	tcase_add_test(tc, full_disk);
+	tcase_add_loop_test(tc, full_disk, 0, 2);
 	tcase_add_test(tc, show_prints_every_file);
 	return run_case("images", tc, base_on_disk);
 }

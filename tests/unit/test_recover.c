@@ -124,6 +124,7 @@ struct row {
 #define BUDGET (16 * MiB)
 #define NR_ROWS (2 * 2 * NR_ENTRIES * 4)
 #define CHUNKS 8
+#define HARVESTED 3 // a chunk that was being harvested
 #define PAGES (CHUNKS * PV_CHUNK_PAGES + 12)
 #define MORE_PAGES (3 * PV_CHUNK_PAGES + 5)
 
@@ -184,6 +185,7 @@ static void make_table(struct rig *r, size_t chunk)
 
 	memset(p, 0, sizeof *p);
 	p->zapping = chunk % 2;
+	p->harvesting = chunk == HARVESTED;
 	for (unsigned i = 0; i < PV_CHUNK_PAGES; i++) {
 		struct row row = row_of(chunk * PV_CHUNK_PAGES + i);
 
@@ -200,7 +202,8 @@ static void expect_row(struct rig *r, size_t page, struct pv_recovered *what)
 {
 	const struct pv_pages *p = &r->pages[page / PV_CHUNK_PAGES];
 	struct row row = row_of(page);
-	bool stays = row.valid && row.data, written = row.entry == DIRTY || row.entry == UNPROTECTED || row.entry == EMPTIED || row.entry == NEVER;
+	bool written = row.entry == DIRTY || row.entry == UNPROTECTED || row.entry == EMPTIED || row.entry == NEVER || page / PV_CHUNK_PAGES == HARVESTED;
+	bool stays = row.valid && row.data;
 	enum pv_home home = row.valid && !row.data ? PV_HOME_ZERO : stays && written ? PV_HOME_NONE : row.home;
 	char text[96], *want = malloc(PAGE_SIZE);
 
@@ -208,6 +211,7 @@ static void expect_row(struct rig *r, size_t page, struct pv_recovered *what)
 		 (unsigned)row.entry, (unsigned)row.home);
 	ck_assert_msg(bitmap_test(p->valid, page % PV_CHUNK_PAGES) == stays, "%s: wrong validity", text);
 	ck_assert_msg(pv_page_home(p, page % PV_CHUNK_PAGES) == home, "%s: its home is %u now", text, pv_page_home(p, page % PV_CHUNK_PAGES));
+	ck_assert_msg(bitmap_test(p->dirty, page % PV_CHUNK_PAGES) == (row.valid && (!row.data || written)), "%s: wrongly dirty or not", text);
 	ck_assert_msg(unserved_has_data(r, page) == stays, "%s: the memfd has %s", text, stays ? "a hole" : "data");
 	guest_fill(want, r->g->seed[page]);
 	ck_assert_msg(!stays || !memcmp(want, rig_page(r, page), PAGE_SIZE), "%s: wrong content", text);
@@ -224,6 +228,8 @@ static void recover(struct rig *r, struct pv_recovered *what)
 	for (size_t i = 0; i < r->nr_chunks; i++) {
 		ck_assert(pv_pages_sane(&r->pages[i]));
 		ck_assert_uint_eq(r->pages[i].zapping, 0);
+		ck_assert_uint_eq(r->pages[i].harvesting, 0);
+		ck_assert_uint_gt(r->pages[i].drops, 0);
 	}
 }
 
@@ -233,7 +239,7 @@ static bool same(const struct pv_recovered *a, const struct pv_recovered *b)
 }
 
 // Two blocks, and of each a chunk within and the one that its end cuts off.
-static const size_t row_chunks[] = { 1, CHUNKS, CHUNKS + 2, CHUNKS + 4 };
+static const size_t row_chunks[] = { 1, HARVESTED, CHUNKS, CHUNKS + 2, CHUNKS + 4 };
 
 static void start_rows(struct rig *r)
 {

@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The guests that zdtm.py runs: what each is started with. A plain command line, as a user would write it."""
+import glob
 import os
+import shutil
 from dataclasses import dataclass, field
 
 MIB = 1 << 20
+# The QEMU to test with, from the environment or else the system's; and where it finds its modules, a copy of it too.
+QEMU = shutil.which(os.environ.get("QEMU") or "qemu-system-x86_64") or "qemu-system-x86_64"
+
+
+def modules_of(qemu):
+    found = glob.glob(f"{os.path.dirname(os.path.realpath(qemu))}/../lib/*/qemu/*.so")
+    return os.path.dirname(os.path.realpath(found[0])) if found else ""
+
+
+QEMU_MODULES = modules_of(QEMU)
 # KVM that runs inside another VM without its help interprets a guest's kernel code, a million instructions a second.
 SLOW_KVM = os.path.exists("/sys/module/kvm_pvm")
 
@@ -28,6 +40,10 @@ class Guest:
     def linux(self):
         return self.image == "linux"
 
+    @property
+    def writes_disk(self):
+        return bool(self.disk) and "-cdrom" not in self.args
+
     def kvm_reason(self):
         """Why it can't run under this host's KVM, or None."""
         if "kvm" not in self.accels:
@@ -42,7 +58,7 @@ class Guest:
     def command_line(self, accel, build, tmp):
         ram = self.ram_mib(accel)
         append = self.append
-        line = ["qemu-system-x86_64", "-accel", accel, "-m", f"{ram}M", "-smp", str(self.cpus), "-nodefaults", "-display", "none",
+        line = [QEMU, "-accel", accel, "-m", f"{ram}M", "-smp", str(self.cpus), "-nodefaults", "-display", "none",
                 "-serial", f"unix:{tmp}/serial.sock,server=on,wait=off", "-qmp", f"unix:{tmp}/qmp.sock,server=on,wait=off"]
         if self.linux:
             line += ["-kernel", f"{build}/guest/vmlinuz", "-initrd", f"{build}/guest/initramfs",

@@ -72,7 +72,8 @@ def memfd_bytes(pid):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{fd}"
             try:
-                if os.readlink(path).startswith("/memfd:"):
+                name = os.readlink(path)
+                if name.startswith("/memfd:") and not name.startswith("/memfd:displaysurface"):     # QEMU's own, from 10 on
                     st = os.stat(path)
                     blocks[st.st_dev, st.st_ino] = st.st_blocks * 512
             except OSError:
@@ -103,12 +104,12 @@ class ResidencySampler(threading.Thread):
 
 
 class Console(threading.Thread):
-    """Reads a guest's serial line. Comes back by itself when the socket is made anew."""
+    """Reads a guest's serial line. Comes back by itself when the socket is made anew. The guest has made `passes` before."""
 
-    def __init__(self, path, log):
+    def __init__(self, path, log, passes=0):
         super().__init__(daemon=True)
         self.path, self.log = path, log
-        self.passes, self.readies, self.bad, self.last = 0, 0, None, ""
+        self.passes, self.readies, self.bad, self.last = passes, 0, None, ""
         self.ended = threading.Event()
         self.start()
 

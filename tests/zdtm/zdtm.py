@@ -5,8 +5,8 @@
     zdtm.py list
     zdtm.py run [-t GUEST]... [-f FLAVOUR]... [-a tcg|kvm]... [-k SUBSTRING] [--time SECONDS] [--share N] [-j N] [--keep] [--json]
 
-Each test starts QEMU by a plain command line, lets the guest run, dumps it, restores it, and lets it run again; the guest's own
-verdict, the bounds of its memory and what is left behind decide. The guests are built by `make -f tests/zdtm/guests.mk guests`.
+Each test starts QEMU by a plain command line, lets the guest run, dumps it, restores it, and lets it run again; where it runs on
+at its dump, so it has to do as well as its copy. The guest's own verdict, the bounds of its memory and what is left behind decide. The guests are built by `make -f tests/zdtm/guests.mk guests`.
 """
 import argparse
 import concurrent.futures
@@ -21,23 +21,11 @@ import tempfile
 import time
 
 import vm
-from guests import GUESTS, MIB, SLOW_KVM
+from flavours import DEFAULT_FLAVOURS, FLAVOURS, LAZY_SMALL
+from guests import GUESTS, MIB, QEMU, QEMU_MODULES, SLOW_KVM, modules_of
 from vm import TestFailed, wait_for
 
-# flavour: options of restore; {ram}: MiB of the budget
-FLAVOURS = {
-    "eager": [],
-    "eager-small": ["--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
-    "lazy": ["--lazy-pages"],
-    "lazy-small": ["--lazy-pages", "--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
-    # When all has come, the images are deleted, and the guest goes on.
-    "fill": ["--lazy-pages", "--fill", "--ram", "{ram}M", "--swap", "{tmp}/swap/image"],
-    # Without criu-vm: the guest alone; and the guest with a few of its pages changed by us, which it must notice.
-    "plain": None,
-    "spoil": None,
-}
 LEAST_BUDGET = 16     # MiB, as criu-vm accepts it
-DEFAULT_FLAVOURS = ["eager", "eager-small", "lazy", "lazy-small", "fill", "spoil"]
 SPOILED = {"memory", "smp", "disk", "linux"}
 
 
@@ -47,15 +35,18 @@ class Skip(Exception):
 
 class Test:
     def __init__(self, guest, flavour, accel, opts):
-        self.guest, self.flavour, self.accel, self.opts = guest, flavour, accel, opts
+        self.guest, self.accel, self.opts = guest, accel, opts
+        self.kind, self.flavour = flavour, FLAVOURS[flavour]
         self.name = f"{guest.name}/{flavour}/{accel}"
         self.vm_name = f"zdtm-{os.getpid()}-{guest.name}-{flavour}-{accel}"
         self.ram = guest.ram_mib(accel)
         self.few = 1 if accel == "kvm" and SLOW_KVM else 3      # passes
-        small = "--ram" in (FLAVOURS[flavour] or [])
-        self.budget = max(self.ram // opts.share, LEAST_BUDGET) if small else None      # MiB
+        self.small = max(self.ram // opts.share, LEAST_BUDGET)  # MiB
         self.tmp, self.console, self.sampler, self.qemu = "", None, None, None
+        self.budget = None                                      # MiB, of the VM that runs now
+        self.pid = self.who = None                              # of its QEMU; what criu-vm calls it: pid or name
         self.notes, self.left = {}, []
+        self.modules = QEMU_MODULES
 
     # What it consists of
 
@@ -65,33 +56,49 @@ class Test:
                 raise Skip("no usable /dev/kvm")
             if reason := self.guest.kvm_reason():
                 raise Skip(reason)
-        if FLAVOURS[self.flavour] is not None and not os.access(self.opts.criu_vm, os.X_OK):
+        if self.flavour.dumps and not os.access(self.opts.criu_vm, os.X_OK):
             raise Skip(f"{self.opts.criu_vm} is not built")
         self.tmp = tempfile.mkdtemp(prefix="zdtm-", dir=self.opts.dir)
         try:
             for d in ("run", "swap"):
                 os.mkdir(f"{self.tmp}/{d}")
             self.start_guest()
-            if self.flavour == "spoil":
+            if self.kind == "spoil":
                 self.spoil()
-            elif self.flavour == "plain":
+            elif self.kind == "plain":
                 self.watch()
                 self.end()
             else:
-                self.dump()
-                self.restore()
-                if "--fill" in FLAVOURS[self.flavour]:
-                    self.fill()
-                self.watch()
-                self.stat()
-                self.end()
-                self.check_residue()
+                self.dump_and_restore()
         finally:
             for thread in filter(None, (self.sampler, self.console)):
                 thread.stop()
             self.left = vm.kill_all(self.tmp)
             if self.qemu:
                 self.qemu.wait()
+
+    def dump_and_restore(self):
+        if self.flavour.paged:
+            self.dump("first")
+            self.restore("first", "first", LAZY_SMALL)
+            self.console.wait_passes(self.few, 120)
+        parent = self.parents()
+        before = self.console.passes
+        self.dump("images", *self.flavour.dump, parent=parent)
+        if self.flavour.runs_on:
+            self.let_run_and_end(before)
+        elif "-s" in self.flavour.dump:
+            os.kill(self.pid, signal.SIGKILL)
+            self.ended()
+        if self.flavour.merge:
+            self.merge(parent)
+        self.restore("images", "last", self.flavour.restore)
+        if self.flavour.fill:
+            self.fill()
+        self.watch()
+        self.stat()
+        self.end()
+        self.check_residue()
 
     def start_guest(self):
         if self.guest.disk:
@@ -100,6 +107,7 @@ class Test:
         with open(f"{self.tmp}/qemu.log", "wb") as log:
             self.qemu = subprocess.Popen(self.guest.command_line(self.accel, self.opts.build, self.tmp), env=self.environment(),
                                          stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.pid, self.who = self.qemu.pid, str(self.qemu.pid)
         self.console = vm.Console(f"{self.tmp}/serial.sock", f"{self.tmp}/serial.log")
 
         def up():
@@ -110,19 +118,74 @@ class Test:
         wait_for("the guest's first pass", self.guest.boot_seconds, up)
         self.console.wait_passes(self.few, self.guest.boot_seconds)
 
-    def dump(self):
-        begin = time.monotonic()
-        self.criu_vm("dump", str(self.qemu.pid), "-D", f"{self.tmp}/images")
-        self.notes["dump_s"] = round(time.monotonic() - begin, 2)
-        wait_for("the end of the dumped QEMU", 5, lambda: self.qemu.poll() is not None)
-        self.console.check()
+    def parents(self):
+        """The commands before the dump, the guest running on between them. Their last directory."""
+        parent = None
+        for nr, (command, *flags) in enumerate(self.flavour.before, 1):
+            self.checkpoint(command, f"parent-{nr}", flags, parent)
+            parent = f"parent-{nr}"
+            self.console.wait_passes(self.few, 120)
+        return parent
 
-    def restore(self):
-        flags = [f.format(tmp=self.tmp, ram=self.budget) for f in FLAVOURS[self.flavour]]
+    def checkpoint(self, command, images, flags, parent):
+        if "-R" in flags and self.guest.writes_disk:
+            flags = [*flags, "--disk-snapshot"]
+        if parent:
+            flags = [*flags, "--prev-images-dir", f"{self.tmp}/{parent}"]
+        if self.flavour.stream and images == "images":
+            self.stream_out(command, *flags)
+        else:
+            self.criu_vm(command, self.who, "-D", f"{self.tmp}/{images}", *flags)
+
+    def dump(self, images, *flags, parent=None):
+        begin = time.monotonic()
+        self.checkpoint("dump", images, flags, parent)
+        self.notes["dump_s"] = round(time.monotonic() - begin, 2)
+        if not {"-R", "-s"} & set(flags):
+            self.ended()
+        self.console.check()
+        if os.path.exists(f"{self.tmp}/{images}"):
+            self.criu_vm("verify", f"{self.tmp}/{images}")
+
+    def let_run_and_end(self, before):
+        """The source goes on well, and makes room for its copy, which begins where the source was at its dump."""
+        self.watch()
+        self.console.stop()
+        os.kill(self.pid, signal.SIGKILL)
+        self.ended()
+        self.console = vm.Console(f"{self.tmp}/serial.sock", f"{self.tmp}/serial.log", before)
+
+    def ended(self):
+        wait_for("the end of the QEMU that was dumped", 10, lambda: self.qemu.poll() is not None and not vm.alive(self.pid))
+        if self.sampler:
+            self.sampler.stop()
+            self.check_budget()
+            self.sampler = None
+
+    def merge(self, parent):
+        self.criu_vm("merge", f"{self.tmp}/images", "-o", f"{self.tmp}/merged")
+        for nr in range(len(self.flavour.before)):
+            shutil.rmtree(f"{self.tmp}/parent-{nr + 1}")
+        shutil.rmtree(f"{self.tmp}/images")
+        os.rename(f"{self.tmp}/merged", f"{self.tmp}/images")
+        self.criu_vm("verify", f"{self.tmp}/images")
+
+    def restore(self, images, suffix, flags):
+        name = f"{self.vm_name}-{suffix}"
+        flags = [f.format(tmp=self.tmp, ram=self.small, name=suffix) for f in flags]
+        flags += ["--name", name, "-o", f"{self.tmp}/pager.log"]
+        if self.opts.restore_qemu:
+            flags += ["--qemu", self.opts.restore_qemu]
+            self.modules = modules_of(self.opts.restore_qemu)
         before, begin = self.console.passes, time.monotonic()
-        self.criu_vm("restore", "-D", f"{self.tmp}/images", "--name", self.vm_name, "-o", f"{self.tmp}/pager.log", *flags)
+        if self.flavour.stream:
+            with open(f"{self.tmp}/stream", "rb") as f:
+                self.stream_in(f, "restore", "--stream", *flags)
+        else:
+            self.criu_vm("restore", "-D", f"{self.tmp}/{images}", *flags)
         self.notes["restore_s"] = round(time.monotonic() - begin, 2)
-        self.pid = wait_for("the restored QEMU's own QMP socket", 10, lambda: vm.peer_pid(f"{self.tmp}/qmp.sock"))
+        self.pid, self.who = wait_for("the restored QEMU's own QMP socket", 10, lambda: vm.peer_pid(f"{self.tmp}/qmp.sock")), name
+        self.budget = self.small if "--ram" in flags else None
         self.sampler = vm.ResidencySampler(self.pid)
         self.console.wait_passes(1, 60)
         self.notes["first_pass_s"] = round(time.monotonic() - begin, 2)
@@ -166,7 +229,7 @@ class Test:
         self.notes["peak_mib"] = round(self.sampler.peak / MIB, 1)
 
     def ask_stat(self):
-        out = self.criu_vm("stat", self.vm_name, "--json")
+        out = self.criu_vm("stat", self.who, "--json")
         try:
             return json.loads(out)
         except ValueError:
@@ -176,13 +239,12 @@ class Test:
         self.notes["stat"] = self.ask_stat()
 
     def end(self):
-        """Half of the VMs quit, the others are killed."""
-        pid = self.qemu.pid if self.qemu.poll() is None else self.pid
-        if self.flavour in ("eager", "lazy-small"):
+        """Some VMs quit, the others are killed."""
+        if self.flavour.quits:
             vm.qmp(f"{self.tmp}/qmp.sock", "quit")
         else:
-            os.kill(pid, signal.SIGKILL)
-        wait_for("the end of the VM", 10, lambda: self.qemu.poll() is not None and not vm.alive(pid))
+            os.kill(self.pid, signal.SIGKILL)
+        wait_for("the end of the VM", 10, lambda: self.qemu.poll() is not None and not vm.alive(self.pid))
         self.console.check()
 
     def check_residue(self):
@@ -214,22 +276,29 @@ class Test:
     # What it needs for that
 
     def environment(self):
-        return {**os.environ, vm.TAG: self.tmp, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
+        return {**os.environ, vm.TAG: self.tmp, "CRIU_VM_STATE_DIR": f"{self.tmp}/state", "QEMU_MODULE_DIR": self.modules}
 
-    def criu_vm(self, command, *args):
+    def criu_vm(self, command, *args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE):
         line = [self.opts.criu_vm, command, *args, "--run-dir", f"{self.tmp}/run"]
         with open(f"{self.tmp}/criu-vm.log", "ab") as log:
             log.write(f"$ {' '.join(line)}\n".encode())
             log.flush()
             try:
-                p = subprocess.run(line, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                                   timeout=180, check=False)
+                p = subprocess.run(line, env=self.environment(), stdin=stdin, stdout=stdout, stderr=log, timeout=180, check=False)
             except subprocess.TimeoutExpired:
                 raise TestFailed(f"criu-vm {command} did not end in 180 s") from None
-            log.write(p.stdout)
+            log.write(p.stdout or b"")
         if p.returncode:
             raise TestFailed(f"criu-vm {command}: exit status {p.returncode}")
         return p.stdout
+
+    def stream_out(self, command, *flags):
+        with open(f"{self.tmp}/stream", "wb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as pipe:
+            self.criu_vm(command, self.who, "--stream", *flags, stdout=pipe.stdin)
+
+    def stream_in(self, file, *args):
+        with subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE, env=self.environment()) as pipe:
+            self.criu_vm(*args, stdin=pipe.stdout)
 
     def tail_of_logs(self):
         for log in ("qemu.log", "criu-vm.log", "pager.log", "serial.log"):
@@ -264,7 +333,7 @@ def kvm_works():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     try:
-        p = subprocess.run(["qemu-system-x86_64", "-accel", "kvm", "-display", "none", "-nodefaults", "-S", "-monitor", "stdio"],
+        p = subprocess.run([QEMU, "-accel", "kvm", "-display", "none", "-nodefaults", "-S", "-monitor", "stdio"],
                            input=b"quit\n", capture_output=True, timeout=10, check=False)
         return p.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -330,13 +399,13 @@ def main():
     p.add_argument("--keep", action="store_true", help="keep each test's folder")
     p.add_argument("--json", action="store_true", help="results and figures as JSON")
     p.add_argument("--build", default=f"{root}/build", metavar="DIR", help="where the guests are built (build)")
+    p.add_argument("--restore-qemu", metavar="FILE", help="another QEMU to restore in; the first one is QEMU's of the environment")
     p.add_argument("--criu-vm", default=None, metavar="FILE", help="the criu-vm to test (build/criu-vm)")
     p.add_argument("--dir", default="/var/tmp", help="where tests keep their files: not a tmpfs (/var/tmp)")
     opts = parser.parse_args()
     if opts.command == "list":
-        for g in GUESTS:
-            print(f"{g.name:14} {g.about}")
-        print("flavours:", *FLAVOURS)
+        for name, kind in [(g.name, g) for g in GUESTS] + list(FLAVOURS.items()):
+            print(f"{name:16} {kind.about}")
         return 0
     opts.criu_vm = opts.criu_vm or f"{opts.build}/criu-vm"
     signal.signal(signal.SIGTERM, signal.default_int_handler)       # as Ctrl-C

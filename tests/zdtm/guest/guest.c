@@ -5,6 +5,7 @@
 #include "guest.h"
 
 #define COM1		0x3f8
+#define COM2		0x2f8
 #define ACPI_TIMER	0x608		// where SeaBIOS puts it, on pc as on q35
 #define TIMER_HZ	3579545u
 #define FW_CFG		0x510
@@ -38,7 +39,7 @@ static unsigned nr_regions, stride;
 static char cmdline[512];
 static struct gate idt[48];
 static int say_lock;
-static struct { uint64_t tsc_per_ms, last, said, gap; } ticker;	// of the time stamp counter
+static struct { uint64_t tsc_per_ms, last, said, gap; bool sends; } ticker;	// of the time stamp counter
 
 static void putc(char c)
 {
@@ -278,6 +279,8 @@ __attribute__((interrupt)) static void tick(struct interrupt_frame *frame)
 	uint64_t now = rdtsc(), gap = now - ticker.last;
 
 	(void)frame;
+	if (ticker.sends)
+		outb(COM2, '.');
 	ticker.last = now;
 	if (gap > ticker.gap)
 		ticker.gap = gap;
@@ -347,6 +350,7 @@ void guest_start(const struct multiboot_info *mbi)
 	outb(COM1 + 3, 3);
 	find_memory(mbi);
 	irq_init();
+	ticker.sends = option("tick", 0) > 1;
 	if (option("tick", 0))
 		start_ticker();
 	if (option("pulse", 0))

@@ -11,6 +11,7 @@
 //
 //	tick=1		the first processor gets an interrupt each millisecond, and says "gap US" every second: the longest time
 //			between two of them since it was said last
+//	tick=2		and writes a byte to COM2 each time, for a reader with a clock of its own: the guest's may stand still with it
 //	pulse=1		another processor (but with "smp") does nothing but say "pulse N", ten times a second
 #pragma once
 #include <stdbool.h>

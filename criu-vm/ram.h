@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Guest RAM of a running VM as a dump reads it: of an ordinary VM from QEMU's memory, of one in private virtual memory each page
+// from where it lies, while its pager goes on (pvmem/reader.h).
+//
+// DOC: an increment
+//
+//	take      the pages that were written since the last take: the kernel's note of them is gone then
+//	drain     the block I/O that began before: it may be writing to pages that count as written already
+//	read      whatever else is written meanwhile is found by the next take
+//
+// A page that is not there any more is zero, not as it was.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qemu/ramblock.h"
+
+struct mm_range;
+struct qemu_vm;
+struct ram;
+
+struct ram_opts {
+	const struct qemu_vm *vm;
+	const struct qemu_ramblock *blocks; // guest RAM
+	size_t nr_blocks;
+	const char *run_root;
+	const char *name; // of a VM that criu-vm runs, else NULL
+};
+
+// Changes nothing in the VM. What o points to must outlive it. Logs.
+int ram_open(const struct ram_opts *o, struct ram **r);
+void ram_close(struct ram *r); // accepts NULL
+
+// It is in private virtual memory.
+bool ram_is_paged(const struct ram *r);
+// The blocks as the tracker wants them, of an ordinary VM. Borrowed.
+const struct mm_range *ram_ranges(const struct ram *r);
+
+// The pages of a chunk that may hold something other than zeros. Others are zero, or were written after the last ram_take(). A chunk
+// is asked for once, after that and, of protected memory, after mm_protect_instant().
+int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
+// Reads these pages: page i to buf + i * 4096. buf: 1 MiB, page-aligned. Blocks on disks. Logs.
+int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4], char *buf);
+
+// Takes all that was written since it was taken before; of an ordinary VM, since mm_track_begin(). discards: the VM may have given
+// pages back, which shared memory does not tell from pages that nobody touched. Logs.
+int ram_take(struct ram *r, bool discards);
+// Of the present pages of a chunk, those that are as they were before the last ram_take().
+int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t present[4], uint64_t map[4]);

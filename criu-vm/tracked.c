@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/tracked.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "criu-vm/process.h"
+#include "util/log.h"
+
+#define PREFIX ".tracked-"
+#define VERSION 1
+
+static void path_of(const char *root, pid_t pid, const char *suffix, char path[PATH_MAX])
+{
+	snprintf(path, PATH_MAX, "%s/" PREFIX "%d%s", root, pid, suffix);
+}
+
+static int read_record(const char *root, pid_t pid, struct tracked *t)
+{
+	char path[PATH_MAX];
+	const char *id = NULL;
+	json_int_t start, uffd;
+	int version, discards, r = 0;
+	json_t *j;
+
+	path_of(root, pid, "", path);
+	j = json_load_file(path, 0, NULL);
+	if (!j || json_unpack(j, "{s:i s:I s:I s:b s?s}", "version", &version, "start", &start, "uffd", &uffd, "discards", &discards, "images_id", &id) ||
+	    version != VERSION)
+		r = -ENOENT;
+	else
+		*t = (struct tracked){ .pid = pid, .start = (uint64_t)start, .uffd = (int)uffd, .discards = discards, .known = id,
+				       .images_id = id ? strtoull(id, NULL, 16) : 0 };
+	json_decref(j);
+	return r;
+}
+
+static void sweep(const char *root)
+{
+	DIR *dir = opendir(root);
+	const struct dirent *d;
+	struct tracked t;
+
+	while (dir && (d = readdir(dir))) {
+		pid_t pid = !strncmp(d->d_name, PREFIX, strlen(PREFIX)) ? atoi(d->d_name + strlen(PREFIX)) : 0;
+
+		if (pid > 0 && (read_record(root, pid, &t) || process_start(pid) != t.start))
+			tracked_remove(root, pid);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+int tracked_load(const char *run_root, pid_t pid, struct tracked *t)
+{
+	sweep(run_root);
+	return read_record(run_root, pid, t);
+}
+
+int tracked_save(const char *run_root, const struct tracked *t)
+{
+	char path[PATH_MAX], beside[PATH_MAX], id[17];
+	json_t *j = json_pack("{s:i s:I s:i s:b}", "version", VERSION, "start", (json_int_t)t->start, "uffd", t->uffd, "discards", t->discards);
+	int r = 0;
+
+	path_of(run_root, t->pid, "", path);
+	path_of(run_root, t->pid, ".new", beside);
+	snprintf(id, sizeof id, "%016" PRIx64, t->images_id);
+	if (t->known)
+		json_object_set_new(j, "images_id", json_string(id));
+	if ((mkdir(run_root, 0755) < 0 && errno != EEXIST) || json_dump_file(j, beside, JSON_COMPACT) || rename(beside, path) < 0)
+		r = errno ? -errno : -EIO;
+	if (r) {
+		log_err("cannot write %s: %s", path, strerror(-r));
+		unlink(beside);
+	}
+	json_decref(j);
+	return r;
+}
+
+void tracked_remove(const char *run_root, pid_t pid)
+{
+	char path[PATH_MAX];
+
+	path_of(run_root, pid, "", path);
+	unlink(path);
+}

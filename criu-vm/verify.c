@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "criu-vm/verify.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "criu-vm/chunk_threads.h"
+#include "images/format.h"
+#include "qemu/cmdline.h"
+#include "qemu/devstate.h"
+#include "qemu/disks.h"
+#include "util/bitmap.h"
+#include "util/cleanup.h"
+#include "util/io.h"
+#include "util/log.h"
+
+// ---- pages
+
+// No page of it is wanted: it is only checked.
+static bool part_is_good(const struct chunk_buffers *b, const struct img_part *p)
+{
+	int err = io_pread_full(img_part_fd(p), b->stored, p->entry->stored, p->entry->off);
+
+	if (err)
+		log_err("%s/" IMG_NAME_PAGES ": chunk %lu of block %u cannot be read: %s", img_dir_path(p->dir), p->chunk, p->block + 1,
+			strerror(-err));
+	return !err && !img_part_unpack(b->unpacker, p, b->stored, b->pages);
+}
+
+// item: of the first directory all chunks, then of the next.
+static int64_t check_chunk(void *ctx, uint64_t item, const struct chunk_buffers *b)
+{
+	struct verify *v = ctx;
+	uint64_t nr = nr_chunks_of_all(v->images);
+	struct img_part p = { .layer = (unsigned)(item / nr) };
+
+	p.dir = v->layers[p.layer].dir;
+	chunk_of_all(p.dir, item % nr, &p.block, &p.chunk);
+	p.entry = img_dir_chunk(p.dir, p.block, p.chunk);
+	if (!p.entry->stored || v->nr_problems >= VERIFY_PROBLEMS_MAX)
+		return 0;
+	if (!part_is_good(b, &p))
+		v->whole = false;
+	return p.entry->stored;
+}
+
+static int check_pages(struct verify *v)
+{
+	struct chunk_work work = { .what = "verifying memory", .nr = v->nr_layers * nr_chunks_of_all(v->images), .one = check_chunk, .ctx = v };
+	int err;
+
+	for (unsigned i = 0; i < v->nr_layers; i++)
+		work.bytes += v->layers[i].bytes;
+	err = chunk_threads_run(&work);
+	if (err == -EINTR)
+		log_err("interrupted; not all was looked at");
+	return err;
+}
+
+// ---- the rest
+
+static int count_layers(struct verify *v)
+{
+	unsigned i = 0;
+
+	v->nr_layers = img_dir_layers(v->images);
+	v->layers = calloc(v->nr_layers, sizeof *v->layers);
+	if (!v->layers) {
+		log_err("out of memory");
+		return -ENOMEM;
+	}
+	for (const struct img_dir *d = v->images; d; d = img_dir_parent(d), i++) {
+		struct verify_layer *l = &v->layers[i];
+
+		l->dir = d;
+		for (uint32_t b = 0; b < img_dir_nr_blocks(d); b++) {
+			for (uint64_t c = 0; c < img_dir_block_chunks(d, b); c++) {
+				const struct img_chunk *entry = img_dir_chunk(d, b, c);
+				struct img_part p = { .dir = d, .block = b, .chunk = c, .entry = entry };
+
+				l->chunks += entry->stored > 0;
+				l->compressed += entry->stored && !img_part_is_raw(&p);
+				l->pages += bitmap_count(entry->present, IMG_CHUNK_PAGES);
+				l->bytes += entry->stored;
+			}
+		}
+	}
+	return 0;
+}
+
+static bool device_states_are_good(const struct verify *v)
+{
+	bool good = true;
+
+	for (unsigned i = 0; i < v->nr_layers; i++) {
+		const DeviceStateEntry *ds = img_dir_device_state(v->layers[i].dir);
+
+		if (ds && qemu_devstate_check(ds->stream.data, ds->stream.len)) {
+			log_err("%s/" IMG_NAME_DEVICE_STATE ": is not what QEMU saves", img_dir_path(v->layers[i].dir));
+			good = false;
+		}
+	}
+	return good;
+}
+
+// As restore does it, with descriptors that nobody has.
+static bool can_be_rebuilt(const VmEntry *vm)
+{
+	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(vm->n_blocks, sizeof *ram);
+	struct qemu_cmdline_opts o = { .qemu = vm->qemu_path, .recorded = vm->argv, .nr_recorded = (int)vm->n_argv, .machine = vm->machine,
+				       .qmp_fd = 3, .ram = ram, .nr_ram = vm->n_blocks };
+	char **argv;
+
+	if (!ram)
+		return false;
+	for (size_t i = 0; i < vm->n_blocks; i++)
+		ram[i] = (struct qemu_cmdline_ram){ .backend_id = vm->blocks[i]->backend_id, .len = vm->blocks[i]->len, .fd = (int)i + 10 };
+	if (qemu_cmdline_rebuild(&o, &argv))
+		return false;
+	qemu_cmdline_free(argv);
+	return true;
+}
+
+static void note(void *ctx, const char *text)
+{
+	struct verify *v = ctx;
+	char **more = realloc(v->problems, (v->nr_problems + 1) * sizeof *more);
+
+	if (!more)
+		return;
+	v->problems = more;
+	v->problems[v->nr_problems] = strdup(text);
+	v->nr_problems += v->problems[v->nr_problems] != NULL;
+}
+
+static int look_at_all(const char *dir, struct verify *v)
+{
+	const VmEntry *vm;
+	int err = img_dir_open(dir, &v->images);
+
+	if (err)
+		return 0; // that is what was asked
+	err = count_layers(v);
+	if (err)
+		return err;
+	v->whole = device_states_are_good(v);
+	err = check_pages(v);
+	if (err || img_dir_ram_only(v->images))
+		return err;
+	vm = img_dir_vm(v->images);
+	v->restorable = can_be_rebuilt(vm);
+	if (qemu_disks_check(vm->disks, vm->n_disks))
+		v->restorable = false;
+	v->restorable &= v->whole;
+	return 0;
+}
+
+int verify_run(const char *dir, struct verify *v)
+{
+	int err;
+
+	*v = (struct verify){ 0 };
+	log_listen(note, v);
+	err = look_at_all(dir, v);
+	log_listen(NULL, NULL);
+	return err;
+}
+
+void verify_fini(struct verify *v)
+{
+	for (unsigned i = 0; i < v->nr_problems; i++)
+		free(v->problems[i]);
+	free(v->problems);
+	free(v->layers);
+	img_dir_close(v->images);
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The block graph as it is: devices, nodes, and which node is below which.
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "qemu/now_int.h"
+#include "qemu/vm_int.h"
+
+static int read_nodes(struct now *n, struct now_graph *g)
+{
+	json_t *list, *node;
+	size_t i;
+	int ret = qmp_call(n->r.vm->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1), &list);
+
+	if (ret)
+		return ret;
+	json_array_foreach(list, i, node) {
+		json_t *given = json_object_get(n->r.fdsets, now_text(node, "file"));
+
+		if (given)
+			json_object_set(node, "file", given);
+		json_object_set(g->nodes, now_text(node, "node-name"), node);
+	}
+	json_decref(list);
+	return 0;
+}
+
+static const char *name_of(const json_t *nodes, json_int_t id)
+{
+	const json_t *node;
+	size_t i;
+
+	json_array_foreach(nodes, i, node)
+		if (json_integer_value(json_object_get(node, "id")) == id && !strcmp(now_text(node, "type"), "block-driver"))
+			return now_text(node, "name");
+	return NULL;
+}
+
+static int read_edges(struct now *n, struct now_graph *g)
+{
+	const json_t *nodes, *edge;
+	json_t *graph;
+	size_t i;
+	int ret = qmp_call(n->r.vm->qmp, "x-debug-query-block-graph", NULL, &graph);
+
+	if (ret)
+		return ret;
+	nodes = json_object_get(graph, "nodes");
+	json_array_foreach(json_object_get(graph, "edges"), i, edge) {
+		const char *parent = name_of(nodes, json_integer_value(json_object_get(edge, "parent")));
+		const char *child = name_of(nodes, json_integer_value(json_object_get(edge, "child")));
+
+		if (!parent || !child)
+			continue;
+		if (!json_object_get(g->children, parent))
+			json_object_set_new(g->children, parent, json_object());
+		json_object_set_new(json_object_get(g->children, parent), now_text(edge, "name"), json_string(child));
+	}
+	json_decref(graph);
+	return 0;
+}
+
+int now_graph_read(struct now *n, struct now_graph *g)
+{
+	int ret;
+
+	*g = (struct now_graph){ .nodes = json_object(), .children = json_object() };
+	ret = g->nodes && g->children ? 0 : -ENOMEM;
+	ret = ret ?: qmp_call(n->r.vm->qmp, "query-block", NULL, &g->blocks) ?: read_nodes(n, g) ?: read_edges(n, g);
+	if (ret)
+		now_graph_fini(g);
+	return ret;
+}
+
+void now_graph_fini(struct now_graph *g)
+{
+	json_decref(g->blocks);
+	json_decref(g->nodes);
+	json_decref(g->children);
+	*g = (struct now_graph){ 0 };
+}
+
+const json_t *now_node(const struct now_graph *g, const char *name)
+{
+	return name ? json_object_get(g->nodes, name) : NULL;
+}
+
+const char *now_child(const struct now_graph *g, const char *name, const char *as)
+{
+	return json_string_value(json_object_get(json_object_get(g->children, name), as));
+}
+
+// A format's own name of its file may be "json:{...}", the file's never is.
+const char *now_file(const struct now_graph *g, const char *name)
+{
+	const json_t *node = now_node(g, name);
+	const char *file, *child;
+
+	// Deeper than any chain of formats that a person makes; a graph has no loops.
+	for (int depth = 0; node && depth < 64; depth++) {
+		child = now_child(g, now_text(node, "node-name"), "file");
+		if (!child) {
+			file = now_text(node, "file");
+			return *file && strncmp(file, "json:", 5) ? file : NULL;
+		}
+		node = now_node(g, child);
+	}
+	return NULL;
+}
+
+const char *now_root(const json_t *block)
+{
+	return json_string_value(json_object_get(json_object_get(block, "inserted"), "node-name"));
+}
+
+bool now_same_file(const struct now *n, const char *a, const char *b)
+{
+	char path_a[PATH_MAX], path_b[PATH_MAX];
+	struct stat st_a, st_b;
+
+	if (!strcmp(a, b))
+		return true;
+	return !qemu_vm_path(n->r.vm, a, path_a, sizeof path_a) && !qemu_vm_path(n->r.vm, b, path_b, sizeof path_b) &&
+	       !stat(path_a, &st_a) && !stat(path_b, &st_b) && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
+}

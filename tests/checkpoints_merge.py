@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Chains of real VMs, verified and merged."""
+import json
+import os
+import shutil
+import subprocess
+
+from misuse_rig import Skip, cases, check, test
+
+
+def chain(rig, vm, *args, last=()):
+    """Two pre-dumps and a dump: their directories, the newest last."""
+    dirs = [f"{rig.tmp}/images-{i}" for i in range(3)]
+    rig.criu_vm("pre-dump", str(vm.pid), "-D", dirs[0], *args).check(0)
+    vm.passes(1)
+    rig.criu_vm("pre-dump", str(vm.pid), "-D", dirs[1], "--prev-images-dir", dirs[0], *args).check(0)
+    vm.passes(1)
+    rig.criu_vm("dump", str(vm.pid), "-D", dirs[2], "--prev-images-dir", dirs[1], *args, *last).check(0)
+    vm.wait_end(5)
+    return dirs
+
+
+def verified(rig, path, status=0):
+    return json.loads(rig.criu_vm("verify", path, "--json").check(status).out)
+
+
+@cases(raw=(), zstd=("--compress", "zstd"))
+def merge_a_chain(rig, *args):
+    """The new one is restored, after the others are gone; they are as they were."""
+    vm = rig.vm()
+    dirs, one = chain(rig, vm, *args), f"{rig.tmp}/one"
+    answer = verified(rig, dirs[2])
+    check(answer["whole"] and answer["restorable"] and not answer["problems"], f"verify says {answer}")
+    check([layer["ram_only"] for layer in answer["layers"]] == [False, True, True], f"the layers: {answer['layers']}")
+    check(bool(answer["layers"][2]["compressed_chunks"]) == bool(args), f"compressed: {answer['layers']}")
+    result = json.loads(rig.criu_vm("merge", dirs[2], "-o", one, "--json").check(0).out)
+    check(result["layers"] == 3 and result["bytes"] == os.path.getsize(f"{one}/pages-1.img"), f"merge says {result}")
+    check(verified(rig, dirs[2])["layers"] == answer["layers"], "a directory of the chain was changed")
+    for path in dirs:
+        shutil.rmtree(path)
+    answer = verified(rig, one)
+    check(answer["whole"] and answer["restorable"] and len(answer["layers"]) == 1, f"verify says {answer}")
+    for flags in ([], rig.lazy_small()):
+        copy = rig.restore(vm, *flags, images=one)
+        copy.runs_on()
+        copy.kill()
+        rig.nothing_left()
+
+
+@test
+def merge_refuses(rig):
+    rig.checkpoint()
+    os.mkdir(f"{rig.tmp}/full")
+    with open(f"{rig.tmp}/full/file", "w", encoding="ascii"):
+        pass
+    rig.fails("merge", rig.images(), status=2, says=["-o"])
+    rig.fails("merge", "-o", f"{rig.tmp}/one", status=2, says=["one directory"])
+    rig.fails("merge", rig.images(), "-o", f"{rig.tmp}/full", says=["not empty"])
+    rig.fails("merge", rig.images(), "-o", f"{rig.tmp}/no/where", says=[f"{rig.tmp}/no"])
+    rig.fails("merge", f"{rig.tmp}/nowhere", "-o", f"{rig.tmp}/one", says=["nowhere"])
+    rig.fails("merge", rig.images(), "-o", rig.images(), says=["not empty"])
+    check(not os.path.exists(f"{rig.tmp}/one"), "something was made")
+
+
+@test
+def merge_onto_a_full_disk(rig):
+    """Nothing is left there."""
+    rig.checkpoint(ram=64)
+    disk = rig.mount("ext4", 8)
+    rig.fails("merge", rig.images(), "-o", f"{disk}/one", says=["No space left"])
+    check(os.listdir(disk) == ["lost+found"], f"left: {os.listdir(disk)}")
+
+
+@test
+def merge_shares_blocks(rig):
+    """On a file system that can, one that is taken whole takes no more space."""
+    vm = rig.checkpoint(ram=64)
+    if not shutil.which("mkfs.btrfs"):
+        raise Skip("no mkfs.btrfs")
+    disk = rig.mount("btrfs", 256)
+    rig.criu_vm("merge", rig.images(), "-o", f"{disk}/a").check(0)
+    subprocess.run(["sync", "-f", disk], check=True)
+    free = os.statvfs(disk).f_bavail
+    rig.criu_vm("merge", f"{disk}/a", "-o", f"{disk}/b").check(0)
+    subprocess.run(["sync", "-f", disk], check=True)
+    used = (free - os.statvfs(disk).f_bavail) * os.statvfs(disk).f_frsize
+    size = os.path.getsize(f"{disk}/b/pages-1.img")
+    check(used < size / 2, f"{used} bytes more for {size} bytes of pages")
+    rig.restore(vm, images=f"{disk}/b").kill()
+
+
+@test
+def verify_says_what_it_was_asked(rig):
+    rig.checkpoint()
+    result = rig.criu_vm("verify", rig.images()).check(0)
+    check("whole" in result.out and not result.err, str(result))
+    rig.fails("verify", status=2, says=["one directory"])
+    rig.fails("verify", f"{rig.tmp}/nowhere", says=["nowhere"])
+    answer = verified(rig, f"{rig.tmp}/nowhere", status=1)
+    check(not answer["whole"] and len(answer["problems"]) == 1, f"verify says {answer}")
+
+
+@test
+def verify_tells_a_missing_parent(rig):
+    vm = rig.vm()
+    dirs = chain(rig, vm)
+    os.rename(dirs[0], f"{rig.tmp}/elsewhere")
+    rig.fails("verify", dirs[2], says=["images-0"])
+    os.rename(f"{rig.tmp}/elsewhere", dirs[0])
+    rig.criu_vm("verify", dirs[2]).check(0)
