@@ -207,32 +207,11 @@ static void track_undo(void *ctx)
 		untrack(d);
 }
 
+// The tracker has the memory that is to be protected: the next dump is a whole one.
 static int protect(void *ctx)
 {
-	struct dump *d = ctx;
-	int dev, r;
-
-	untrack(d);
-	r = uffd_dev_give(d->vm->qmp, d->vm->pid, &dev);
-	if (r)
-		return r;
-	r = mm_protect_prepare(d->vm->pid, dev, ram_ranges(d->ram), d->nr_guest, &d->protect);
-	uffd_dev_take_back(d->vm->qmp, dev);
-	return r;
-}
-
-static void unprotect(void *ctx)
-{
-	struct dump *d = ctx;
-
-	mm_protect_end(steal_ptr(&d->protect));
-}
-
-static int instant(void *ctx)
-{
-	struct dump *d = ctx;
-
-	return mm_protect_instant(d->protect);
+	untrack(ctx);
+	return dump_protect(ctx);
 }
 
 // Before the kernel's knowledge is taken, nobody may believe any more that it is there.
@@ -371,12 +350,12 @@ static const struct stage background_stages[] = {
 	{ "attach", attach, NULL },
 	{ "parent", open_parent, NULL },
 	{ "images", open_images, close_images },
-	{ "protect", protect, unprotect },
+	{ "protect", protect, dump_unprotect },
 	{ "stop", dump_stop, dump_go_on_undo },
 	{ "state", dump_save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
 	{ "freeze", dump_freeze, dump_thaw },
-	{ "instant", instant, unprotect }, // before anything of QEMU is waited for
+	{ "instant", dump_instant, dump_unprotect }, // before anything of QEMU is waited for
 	{ "small", dump_small, NULL },
 	{ "copy", dump_copy_background, NULL },
 	{ "commit", commit, NULL },

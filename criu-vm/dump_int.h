@@ -3,7 +3,8 @@
 //
 //   dump.c          the stages; who it is, parent and images, what comes after
 //   dump_stop.c     the VM's standstill: stop, device state, freeze, and back
-//   dump_memory.c   guest RAM: whole, an increment, or in the background
+//   dump_memory.c   guest RAM: whole, or an increment
+//   dump_background.c  guest RAM while the VM runs
 //   dump_record.c   vm.img and device-state.img
 #pragma once
 #include "criu-vm/dump.h"
@@ -71,7 +72,13 @@ int dump_end_source(struct dump *d);
 // dump_memory.c: stages.
 int dump_small(void *ctx);
 int dump_copy(void *ctx);
+int dump_check_interrupted(void); // -EINTR, logged
+
+// dump_background.c: stages.
+int dump_protect(void *ctx);
+int dump_instant(void *ctx);
 int dump_copy_background(void *ctx); // lets the VM go on
+void dump_unprotect(void *ctx);
 
 // dump_record.c
 int dump_write_device_state(struct dump *d);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "criu-vm/ram.h"
+#include "criu-vm/ram_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,13 +10,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "criu-vm/run_dir.h"
-#include "images/reader.h"
 #include "lazy-pages/control.h"
 #include "lazy-pages/image_source.h"
-#include "mm/read.h"
-#include "mm/track.h"
-#include "pvmem/reader.h"
 #include "qemu/vm.h"
 #include "util/bitmap.h"
 #include "util/clock.h"
@@ -25,37 +19,6 @@
 
 #define ASK_TIMEOUT_MS 30000
 #define ASK_RETRY_US 50000
-
-// Page tables are looked at in pieces of so many chunks: a look at each by itself would cost more than the look.
-#define WINDOW_CHUNKS 64
-
-struct block {
-	struct mm_source *source;
-	uint64_t window[WINDOW_CHUNKS * PV_WORDS]; // present pages
-	uint64_t window_begin, window_end;	   // of these chunks
-	uint64_t *written; // a bit a page; NULL before the first ram_take()
-	uint64_t first;	   // paged: its first chunk in the array of all guest RAM
-};
-
-struct ram {
-	struct ram_opts o;
-	struct block *blocks;
-	struct mm_range *ranges;
-	struct mm_pagemap *pagemap;
-	bool discards;
-
-	// In private virtual memory.
-	bool paged;
-	struct run_dir rd;
-	struct vm_state state;
-	struct pv_pages *pages;
-	struct pv_block *pv_blocks;
-	struct pv_swap swap;
-	struct img_dir *images;
-	struct img_unpacker *unpacker;
-	void *scratch;
-	struct pv_reader *reader;
-};
 
 static int source_read(void *ctx, uint64_t chunk, const uint64_t pages[PV_WORDS], char *dest)
 {
@@ -125,7 +88,6 @@ static int match_blocks(struct ram *r)
 
 static int open_paged(struct ram *r)
 {
-	struct pv_reader_opts o;
 	int err = match_blocks(r);
 
 	if (!err)
@@ -141,9 +103,9 @@ static int open_paged(struct ram *r)
 	}
 	if (err)
 		return err;
-	o = (struct pv_reader_opts){ .pages = r->pages, .blocks = r->pv_blocks, .nr_blocks = r->state.nr_blocks, .swap_fd = r->swap.fd, .ctx = r,
-				     .source_read = r->images ? source_read : NULL };
-	return pv_reader_new(&o, &r->reader);
+	r->reader_opts = (struct pv_reader_opts){ .pages = r->pages, .blocks = r->pv_blocks, .nr_blocks = r->state.nr_blocks,
+						  .swap_fd = r->swap.fd, .ctx = r, .source_read = r->images ? source_read : NULL, .shadow_fd = -1 };
+	return pv_reader_new(&r->reader_opts, &r->reader);
 }
 
 static int open_ordinary(struct ram *r)
@@ -173,7 +135,7 @@ int ram_open(const struct ram_opts *o, struct ram **out)
 
 	if (!r)
 		return -ENOMEM;
-	*r = (struct ram){ .o = *o, .rd = RUN_DIR_NONE, .swap = PV_SWAP_NONE };
+	*r = (struct ram){ .o = *o, .rd = RUN_DIR_NONE, .swap = PV_SWAP_NONE, .shadow_fd = -1 };
 	r->blocks = calloc(o->nr_blocks, sizeof *r->blocks);
 	r->ranges = calloc(o->nr_blocks, sizeof *r->ranges);
 	if (!r->blocks || !r->ranges)
@@ -202,6 +164,7 @@ void ram_close(struct ram *r)
 	free(r->blocks);
 	free(r->ranges);
 	mm_pagemap_close(r->pagemap);
+	ram_snapshot_end(r);
 	pv_reader_free(r->reader);
 	img_unpacker_free(r->unpacker);
 	free(r->scratch);
@@ -274,8 +237,7 @@ int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4
 	return mm_source_read(r->blocks[block].source, chunk * PV_CHUNK_SIZE, map, chunk_len(r, block, chunk) / PAGE_SIZE, buf);
 }
 
-// Also while its pager is being replaced.
-static int ask_pager(struct ram *r, const char *command)
+int ram_ask_pager(struct ram *r, json_t *request, json_t **out)
 {
 	uint64_t end = clock_now_ns() + ASK_TIMEOUT_MS * NSEC_PER_MSEC;
 	json_t *answer = NULL;
@@ -285,11 +247,12 @@ static int ask_pager(struct ram *r, const char *command)
 
 	run_dir_file(&r->rd, "control.sock", path, sizeof path);
 	for (;;) {
-		err = lp_control_ask(path, command, ASK_TIMEOUT_MS, &answer);
+		err = lp_control_request(path, json_incref(request), ASK_TIMEOUT_MS, &answer);
 		if ((err != -ENOENT && err != -ECONNREFUSED && err != -ECONNRESET) || clock_now_ns() > end)
 			break;
 		usleep(ASK_RETRY_US);
 	}
+	json_decref(request);
 	error = json_string_value(json_object_get(answer, "error"));
 	if (err)
 		log_err("the pager of VM '%s' does not answer: %s", r->o.name, strerror(-err));
@@ -297,7 +260,10 @@ static int ask_pager(struct ram *r, const char *command)
 		log_err("the pager of VM '%s': %s", r->o.name, error);
 	if (error)
 		err = -EAGAIN;
-	json_decref(answer);
+	if (out && !err)
+		*out = answer;
+	else
+		json_decref(answer);
 	return err;
 }
 
@@ -319,7 +285,7 @@ static int take_block(struct ram *r, uint32_t i)
 
 int ram_take(struct ram *r, bool discards)
 {
-	int err = r->paged ? ask_pager(r, "harvest") : 0;
+	int err = r->paged ? ram_ask_pager(r, json_pack("{s:s}", "execute", "harvest"), NULL) : 0;
 
 	r->discards = discards;
 	for (uint32_t i = 0; !err && i < r->o.nr_blocks; i++)

@@ -109,7 +109,7 @@ static bool can_be_rebuilt(const VmEntry *vm)
 {
 	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(vm->n_blocks, sizeof *ram);
 	struct qemu_cmdline_opts o = { .qemu = vm->qemu_path, .recorded = vm->argv, .nr_recorded = (int)vm->n_argv, .machine = vm->machine,
-				       .qmp_fd = 3, .ram = ram, .nr_ram = vm->n_blocks };
+				       .qmp_fd = 3, .commands_fd = 4, .ram = ram, .nr_ram = vm->n_blocks };
 	char **argv;
 
 	if (!ram)
@@ -120,6 +120,17 @@ static bool can_be_rebuilt(const VmEntry *vm)
 		return false;
 	qemu_cmdline_free(argv);
 	return true;
+}
+
+static bool disks_are_good(const VmEntry *vm)
+{
+	bool good = !qemu_disks_check(vm->disks, vm->n_disks), snapshots = false;
+
+	for (size_t i = 0; i < vm->n_disks; i++)
+		snapshots |= vm->disks[i]->snapshot != NULL;
+	if (snapshots && qemu_disks_overlay_check(vm->disks, vm->n_disks, vm->cwd, vm->argv, (int)vm->n_argv))
+		good = false;
+	return good;
 }
 
 static void note(void *ctx, const char *text)
@@ -150,8 +161,7 @@ static int look_at_all(const char *dir, struct verify *v)
 		return err;
 	vm = img_dir_vm(v->images);
 	v->restorable = can_be_rebuilt(vm);
-	if (qemu_disks_check(vm->disks, vm->n_disks))
-		v->restorable = false;
+	v->restorable &= disks_are_good(vm);
 	v->restorable &= v->whole;
 	return 0;
 }

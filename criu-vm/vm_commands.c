@@ -185,11 +185,10 @@ json_t *vm_commands_do(void *ctx, const char *name, const json_t *request)
 		return harvest(v);
 	if (!strcmp(name, "snapshot-begin"))
 		return begin_snapshot(v, request);
-	if (!strcmp(name, "snapshot-instant"))
-		pv_snapshot_instant(lp_pager_engine(v->lp));
-	else if (!strcmp(name, "snapshot-end"))
-		vm_snapshot_end(v);
-	else
+	if (!strcmp(name, "snapshot-end"))
+		return json_pack("{s:b}", "taken", vm_snapshot_end(v));
+	if (strcmp(name, "snapshot-instant"))
 		return answer_error("unknown command");
+	pv_snapshot_instant(lp_pager_engine(v->lp));
 	return json_object();
 }

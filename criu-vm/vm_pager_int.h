@@ -57,8 +57,8 @@ void vm_monitor_cannot_start(struct vm_pager *v, const char *why);
 // vm_snapshot.c
 // *shadow: our descriptor. -EBUSY: there is one; -ESRCH: no such process; or -errno. Silent.
 int vm_snapshot_begin(struct vm_pager *v, pid_t asker, int *shadow);
-// Harmless if there is none.
-void vm_snapshot_end(struct vm_pager *v);
+// It was TAKEN, and all that was read of it by now is good. Harmless if there is none.
+bool vm_snapshot_end(struct vm_pager *v);
 // After the loop and the engine were freed.
 void vm_snapshot_fini(struct vm_pager *v);
 // Tells who reads a snapshot of the pager before us that it is over. Before any page is mapped.

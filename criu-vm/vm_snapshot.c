@@ -105,14 +105,17 @@ int vm_snapshot_begin(struct vm_pager *v, pid_t asker, int *shadow)
 	return 0;
 }
 
-void vm_snapshot_end(struct vm_pager *v)
+bool vm_snapshot_end(struct vm_pager *v)
 {
 	struct vm_snapshot *n = v->snapshot;
+	bool taken;
 
 	if (!n)
-		return;
+		return false;
+	taken = pv_snapshot_phase(n->s) == PV_SNAP_TAKEN;
 	forget(v);
 	loop_cancel(lp_pager_loop(v->lp), &n->op); // frees it
+	return taken;
 }
 
 void vm_snapshot_fini(struct vm_pager *v)

@@ -8,8 +8,11 @@
 //	the VM, drains its block I/O
 //	snapshot-instant                          ------>  {}
 //	waits for TAKEN, lets the VM go on, reads
-//	with pv_reader, looks whether it is still TAKEN
-//	snapshot-end, or its end                  ------>  {}; removes the file
+//	with pv_reader; a command to QEMU
+//	snapshot-end, or its end                  ------>  {"taken": what was read is good}; removes the file
+//
+// QEMU gives memory back in two steps, of which the pager learns with the second one. The command to QEMU, which any will do, is
+// answered after that.
 //
 // A pager that takes over ends the snapshot of the one before it: FAILED.
 #pragma once

@@ -40,7 +40,8 @@ int img_writer_blocks(struct img_writer *w, const uint64_t *lens, uint32_t nr);
 //	else, whose bit in maybe is set: are looked at; those of zeros are found, and not stored
 //	of the others:                are zero; buf is not looked at
 // Blocks while all buffers are full. May return the error of an earlier chunk's write: -ENOSPC, -EIO, ...
-int img_writer_chunk(struct img_writer *w, uint32_t block, uint64_t chunk, const void *buf, const uint64_t maybe[4], const uint64_t parent[4]);
+int img_writer_chunk(struct img_writer *w, uint32_t block, uint64_t chunk, const void *buf, const uint64_t maybe[4],
+		     const uint64_t parent[4]);
 
 // A chunk as another checkpoint has it stored, all of the part's entry and no other pages; p->block and p->chunk are where it goes,
 // too. stored: what is stored, which the caller has checked; it is copied, or shared with the other checkpoint where the file
@@ -51,9 +52,9 @@ int img_writer_stored(struct img_writer *w, const struct img_part *p, const void
 int img_writer_end_pages(struct img_writer *w);
 
 // vm.img, device-state.img (not for a pre-dump), stats-dump.img: each once, at any time between open and commit; of a stream, vm.img
-// before the first chunk, device-state.img after img_writer_end_pages(), and no statistics. The first two
-// must be there and keep to the format's limits (-EINVAL, -EFBIG); vm->blocks must be the blocks written. The messages stay the
-// caller's. The statistics count the pages so far: call it after img_writer_end_pages().
+// before the first chunk, device-state.img after img_writer_end_pages(), and no statistics. The first two must be there and keep to
+// the format's limits (-EINVAL, -EFBIG); vm->blocks must be the blocks written. The messages stay the caller's. The statistics count
+// the pages so far: call it after img_writer_end_pages().
 int img_writer_vm(struct img_writer *w, const VmEntry *vm);
 int img_writer_device_state(struct img_writer *w, const DeviceStateEntry *ds);
 int img_writer_stats(struct img_writer *w, const struct img_times *t);
@@ -62,8 +63,8 @@ int img_writer_stats(struct img_writer *w, const struct img_times *t);
 uint64_t img_writer_pages(const struct img_writer *w);
 uint64_t img_writer_bytes(const struct img_writer *w);
 
-// The inventory, and the rename (or a stream's end): after 0 the checkpoint is there and survives a power cut, after an error it is not there.
-// Blocks on the disk. *id (may be NULL): its img_dir_id().
+// The inventory, and the rename (or a stream's end): after 0 the checkpoint is there and survives a power cut, after an error it is
+// not there. Blocks on the disk. *id (may be NULL): its img_dir_id(), of a stream 0.
 int img_writer_commit(struct img_writer *w, uint64_t *id);
 
 // Removes what was not committed. w may be NULL.

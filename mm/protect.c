@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -28,7 +29,7 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-#define EVENTS_TIMEOUT_MS 1000 // for a discard to go on once it was told of
+#define LIFT_TIMEOUT_NS NSEC_PER_MSEC // for discards to leave a gap
 
 static const struct area *area_of(const struct mm_protect *p, size_t chunk)
 {
@@ -152,18 +153,20 @@ int protect_read_events(struct mm_protect *p)
 	}
 }
 
-// A discard that was told of holds everything up until it has gone on. Another thread may be waiting for what is read here.
-static int set_waiting(struct mm_protect *p, size_t unit, bool protect)
+// A discard that was told of holds everything up until it has gone on, and one may follow the other: tried without a pause.
+// Another thread may be waiting for the events that are read here.
+static int set_waiting(struct mm_protect *p, size_t unit, bool protect, uint64_t timeout_ns)
 {
-	const uint64_t end = clock_now_ns() + EVENTS_TIMEOUT_MS * NSEC_PER_MSEC;
-	int ret;
+	const uint64_t end = clock_now_ns() + timeout_ns;
+	int err, ret;
 
-	while ((ret = protect_set(p, unit, protect)) == -EAGAIN && clock_now_ns() < end) {
-		ret = protect_read_events(p);
-		if (ret)
-			return ret;
-		eventfd_write(p->kick_fd, 1);
-		usleep(EVENTS_PAUSE_US);
+	for (bool waited = false; (ret = protect_set(p, unit, protect)) == -EAGAIN && clock_now_ns() < end; waited = true) {
+		err = protect_read_events(p);
+		if (err)
+			return err;
+		if (!waited)
+			eventfd_write(p->kick_fd, 1);
+		sched_yield();
 	}
 	return ret;
 }
@@ -182,7 +185,7 @@ static int protect_again(struct mm_protect *p)
 			found = true;
 			bitmap_clear(p->open, c);
 			bitmap_clear(p->gone, c);
-			ret = set_waiting(p, c, true);
+			ret = set_waiting(p, c, true, DISCARD_TIMEOUT_NS);
 		}
 	} while (!ret && found);
 	return ret;
@@ -202,12 +205,17 @@ int mm_protect_instant(struct mm_protect *p)
 	return ret;
 }
 
-// The last chunk of a unit lifts its protection.
+// The last chunk of a unit lifts its protection: now, or when mm_protect_wanted() tries again.
 static int lift_if_released(struct mm_protect *p, size_t chunk)
 {
 	size_t nr, unit = protect_unit(p, chunk, &nr);
+	int ret = bitmap_next(p->released, unit + nr, unit, false) == unit + nr ? set_waiting(p, unit, false, LIFT_TIMEOUT_NS) : 0;
 
-	return bitmap_next(p->released, unit + nr, unit, false) == unit + nr ? set_waiting(p, unit, false) : 0;
+	if (ret != -EAGAIN)
+		return ret;
+	bitmap_set(p->wanted, unit);
+	eventfd_write(p->kick_fd, 1);
+	return 0;
 }
 
 // A chunk that somebody waits for. Who waits for one that was released meanwhile goes on.
@@ -323,7 +331,7 @@ static void lift(struct mm_protect *p)
 {
 	for (size_t nr, c = 0; c < p->nr_chunks; c += nr) {
 		protect_unit(p, c, &nr);
-		if (bitmap_next(p->released, c + nr, c, false) < c + nr && set_waiting(p, c, false))
+		if (bitmap_next(p->released, c + nr, c, false) < c + nr && set_waiting(p, c, false, DISCARD_TIMEOUT_NS))
 			return;
 	}
 }

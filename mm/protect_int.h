@@ -7,6 +7,7 @@
 #include "mm/pagemap.h"
 #include "mm/protect.h"
 #include "mm/read.h"
+#include "util/clock.h"
 #include "util/size.h"
 
 #define CHUNK_PAGES (MM_PROTECT_CHUNK / PAGE_SIZE)
@@ -14,7 +15,7 @@
 // than these in turn waits a moment for each.
 #define WINDOW 64
 
-#define EVENTS_PAUSE_US 50 // for a discard that was told of to go on
+#define DISCARD_TIMEOUT_NS NSEC_PER_SEC // for discards to leave a gap
 
 struct area {
 	struct mm_range range;

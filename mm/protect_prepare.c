@@ -2,6 +2,7 @@
 // Protecting everything for the first time, while the process runs.
 #include <errno.h>
 #include <linux/magic.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,27 +115,36 @@ static int plant(struct mm_protect *p, int target_uffd_dev)
 	return ret;
 }
 
+// The arming thread reads the events of discards meanwhile.
+static int protect_piece(struct mm_protect *p, const struct area *a, size_t chunk, size_t nr)
+{
+	const uint64_t end = clock_now_ns() + DISCARD_TIMEOUT_NS;
+	int ret;
+
+	while ((ret = mm_uffd_writeprotect(p->uffd, protect_hva(a, chunk), protect_len(a, chunk, nr), true)) == -EAGAIN && clock_now_ns() < end)
+		sched_yield();
+	if (ret == -EAGAIN)
+		log_err("process %d: its memory is discarded all the time, and cannot be protected meanwhile; try again", p->pid);
+	for (size_t i = chunk; !ret && i < chunk + nr && i < a->first + a->nr; i++) {
+		pthread_mutex_lock(&p->lock);
+		ret = protect_note_present(p, i, 1);
+		pthread_mutex_unlock(&p->lock);
+	}
+	return ret;
+}
+
 // Everything, while the process runs and the arming thread lets writers through.
 static int protect_all(struct mm_protect *p)
 {
+	int ret = 0;
+
 	for (const struct area *a = p->areas; a < p->areas + p->nr_areas; a++) {
 		size_t step = PIECE / MM_PROTECT_CHUNK > a->unit ? PIECE / MM_PROTECT_CHUNK : a->unit;
 
-		for (size_t c = a->first; c < a->first + a->nr; c += step) {
-			int ret;
-
-			while ((ret = mm_uffd_writeprotect(p->uffd, protect_hva(a, c), protect_len(a, c, step), true)) == -EAGAIN)
-				usleep(EVENTS_PAUSE_US); // the arming thread reads the events
-			for (size_t i = c; !ret && i < c + step && i < a->first + a->nr; i++) {
-				pthread_mutex_lock(&p->lock);
-				ret = protect_note_present(p, i, 1);
-				pthread_mutex_unlock(&p->lock);
-			}
-			if (ret)
-				return ret;
-		}
+		for (size_t c = a->first; !ret && c < a->first + a->nr; c += step)
+			ret = protect_piece(p, a, c, step);
 	}
-	return 0;
+	return ret;
 }
 
 int mm_protect_prepare(pid_t pid, int target_uffd_dev, const struct mm_range *ranges, size_t nr, struct mm_protect **out)

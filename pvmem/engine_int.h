@@ -121,8 +121,6 @@ const struct pv_block *pv_block_of(const struct pv_engine *e, uint64_t chunk);
 unsigned pv_chunk_nr_pages(const struct pv_engine *e, uint64_t chunk);
 uint64_t pv_chunk_hva(const struct pv_engine *e, uint64_t chunk);
 char *pv_chunk_map(const struct pv_engine *e, uint64_t chunk);
-// Maps valid pages into QEMU and wakes who waits for them. Never fails: what can't be done now is done later.
-void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
 // Gives memory of the memfd back.
 void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
 // Punches pages that are valid, or were being read. They are charged no longer, and valid no longer.
@@ -133,6 +131,15 @@ void *pv_alloc(size_t len);
 
 // What pv_fault() does, and does again for a fault that was delayed.
 void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue);
+
+// map.c
+// Maps valid pages into QEMU and wakes who waits for them. Never fails: what can't be done now is done later.
+void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS]);
+// The same of a page that is valid and was touched, and of what goes with it.
+void pv_map_touched(struct pv_engine *e, uint64_t chunk, unsigned page);
+// What could not be done before, if it is time.
+void pv_retry_maps(struct pv_engine *e);
+void pv_remap_timer_done(struct loop_op *op, int res);
 
 // page_in.c
 // The pages of a chunk that are being read.

@@ -48,6 +48,11 @@ bool disk_is_open(int pid, const struct stat *file);
 // Takes size, inode and modification time of a local file into its entry. Logs; -ENOENT, -ESTALE: it is not what QEMU has open.
 int disk_stat(const struct qemu_vm *vm, VmDiskEntry *e);
 
+// A new file over a disk, by its path as QEMU sees it: does QEMU have it open? Delete it (logs). Forget it, in the disk's entry.
+bool disk_overlay_is_open(const struct qemu_vm *vm, const char *path);
+void disk_overlay_delete(const struct qemu_vm *vm, const char *path);
+void disk_overlay_forget(VmDiskEntry *e);
+
 // A command line that gets new files over its disks, one after another.
 struct disk_rewrite {
 	char **v; // argv, NULL-terminated: freed by qemu_cmdline_free()

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "qemu/disks_int.h"
@@ -21,12 +20,8 @@
 #include "qemu/vm.h"
 #include "qemu/vm_int.h"
 #include "util/cleanup.h"
-#include "util/clock.h"
 #include "util/log.h"
 #include "util/size.h"
-
-#define JOB_TIMEOUT_NS (60 * NSEC_PER_SEC)
-#define JOB_NAP_NS (2 * NSEC_PER_MSEC)
 
 // A file that is there before the VM stands still.
 struct prepared_file {
@@ -116,22 +111,6 @@ static int make_empty(const struct snapshot *s, const char *base, const char *pa
 	return 0;
 }
 
-static bool has_open(const struct qemu_vm *vm, const char *path)
-{
-	char reach[PATH_MAX];
-	struct stat st;
-
-	return !qemu_vm_path(vm, path, reach, sizeof reach) && !stat(reach, &st) && disk_is_open(vm->pid, &st);
-}
-
-static void delete_file(const struct qemu_vm *vm, const char *path)
-{
-	char reach[PATH_MAX];
-
-	if (!qemu_vm_path(vm, path, reach, sizeof reach) && unlink(reach) && errno != ENOENT)
-		log_warn("%s cannot be deleted: %s; delete it, nobody needs it", path, strerror(errno));
-}
-
 // A prepared file for this disk becomes the snapshot's; NULL if there is none. One for what the disk was before goes.
 static char *take_prepared(struct snapshot *s, const VmDiskEntry *e, uint64_t size)
 {
@@ -142,7 +121,7 @@ static char *take_prepared(struct snapshot *s, const VmDiskEntry *e, uint64_t si
 			continue;
 		if (!strcmp(p->format, e->format) && p->size == size)
 			return steal_ptr(&p->file);
-		delete_file(s->vm, p->file);
+		disk_overlay_delete(s->vm, p->file);
 		free(steal_ptr(&p->file));
 	}
 	return NULL;
@@ -240,20 +219,13 @@ static int add_device(struct snapshot *s, const json_t *device)
 	return e->format ? add_action(s, e, image) : -ENOMEM;
 }
 
-static void forget(VmDiskEntry *e)
-{
-	free(e->snapshot);
-	free(e->format);
-	e->snapshot = e->format = NULL;
-}
-
 // Nothing has happened in QEMU: only the empty files are there.
 static void forget_all(struct snapshot *s)
 {
 	for (size_t i = 0; i < s->nr; i++) {
 		if (s->disks[i]->snapshot)
-			delete_file(s->vm, s->disks[i]->snapshot);
-		forget(s->disks[i]);
+			disk_overlay_delete(s->vm, s->disks[i]->snapshot);
+		disk_overlay_forget(s->disks[i]);
 	}
 }
 
@@ -282,7 +254,7 @@ static int plan(struct snapshot *s)
 	int r = refuse_jobs(s->vm);
 
 	for (i = 0; i < s->nr; i++)
-		forget(s->disks[i]);
+		disk_overlay_forget(s->disks[i]);
 	if (!r)
 		r = disk_graph_read(s->vm->qmp, &s->graph);
 	json_array_foreach(s->graph.devices, i, device)
@@ -315,9 +287,9 @@ int qemu_disks_prepare(struct qemu_vm *vm, const char *suffix, struct qemu_prepa
 
 void qemu_prepared_free(struct qemu_prepared *p)
 {
-	for (size_t i = 0; p && i < p->nr; i++) {
+	for (size_t i = 0; p && p->files && i < p->nr; i++) {
 		if (p->files[i].file)
-			delete_file(p->vm, p->files[i].file);
+			disk_overlay_delete(p->vm, p->files[i].file);
 		free(p->files[i].base);
 		free(p->files[i].format);
 		free(p->files[i].file);
@@ -334,7 +306,7 @@ static int stat_again(struct qemu_vm *vm, VmDiskEntry **disks, size_t nr)
 
 	for (size_t i = 0; i < nr && !r; i++) {
 		r = disks[i]->has_size ? disk_stat(vm, disks[i]) : 0;
-		if (!r && disks[i]->snapshot && !has_open(vm, disks[i]->snapshot)) {
+		if (!r && disks[i]->snapshot && !disk_overlay_is_open(vm, disks[i]->snapshot)) {
 			log_err("QEMU %d: %s is not what it writes to now; was it started with -chroot?", vm->pid, disks[i]->snapshot);
 			r = -ESTALE;
 		}
@@ -363,132 +335,4 @@ int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct 
 int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, VmDiskEntry **disks, size_t nr)
 {
 	return qemu_disks_snapshot_prepared(vm, suffix, NULL, disks, nr);
-}
-
-// ---- and back
-
-// The state of a job and, when it has failed, why; "" if there is no such job.
-static int job_state(struct qemu_vm *vm, const char *id, char *state, size_t size, char *why, size_t why_size)
-{
-	json_t *jobs, *job;
-	int r = qmp_call(vm->qmp, "query-jobs", NULL, &jobs);
-	size_t i;
-
-	*state = *why = 0;
-	json_array_foreach(r ? NULL : jobs, i, job) {
-		if (strcmp(disk_text(job, "id"), id))
-			continue;
-		snprintf(state, size, "%s", disk_text(job, "status"));
-		snprintf(why, why_size, "%s", disk_text(job, "error"));
-	}
-	if (!r)
-		json_decref(jobs);
-	return r;
-}
-
-// Until the job is in this state. A job that is concluded goes on to no other.
-static int wait_job(struct qemu_vm *vm, const char *id, const char *until)
-{
-	uint64_t end = clock_now_ns() + JOB_TIMEOUT_NS;
-	char state[32], why[256];
-
-	for (;;) {
-		int r = job_state(vm, id, state, sizeof state, why, sizeof why);
-
-		if (r)
-			return r;
-		if (*why || !*state || (!strcmp(state, "concluded") && strcmp(until, state))) {
-			log_err("QEMU %d: the block job %s failed: %s", vm->pid, id, *why ? why : "it is gone");
-			return -EIO;
-		}
-		if (!strcmp(state, until))
-			return 0;
-		if (clock_now_ns() > end) {
-			log_err("QEMU %d: the block job %s is not done in time", vm->pid, id);
-			return -ETIMEDOUT;
-		}
-		nanosleep(&(struct timespec){ .tv_nsec = JOB_NAP_NS }, NULL);
-	}
-}
-
-// The node of the qcow2 file that is over a disk; NULL if QEMU has none such.
-static const char *find_overlay(const struct qemu_vm *vm, const struct disk_graph *g, const char *file)
-{
-	const char *found = NULL;
-	json_t *info;
-	size_t i;
-
-	json_array_foreach(g->infos, i, info) {
-		_cleanup_free_ char *path = disk_path(vm->cwd, disk_text(info, "file"));
-
-		if (path && !strcmp(path, file) && !strcmp(disk_text(info, "drv"), "file"))
-			found = disk_graph_above(g, disk_text(info, "node-name"));
-	}
-	return found;
-}
-
-// What was written to it since goes into the file below; then it is out of use.
-static int commit(struct qemu_vm *vm, const struct disk_graph *g, const char *overlay)
-{
-	const char *base = disk_graph_below(g, overlay, "backing");
-	char id[64];
-	int r;
-
-	if (!base) {
-		log_err("QEMU %d: the block node '%s' has no file below it any more", vm->pid, overlay);
-		return -ENOENT;
-	}
-	snprintf(id, sizeof id, "criu-vm-commit-%s", overlay);
-	r = qmp_call(vm->qmp, "block-commit",
-		     json_pack("{s:s, s:s, s:s, s:s, s:b}", "job-id", id, "device", disk_graph_root(g, overlay), "top-node", overlay, "base-node",
-			       base, "auto-dismiss", 0),
-		     NULL);
-	if (r)
-		return r;
-	r = wait_job(vm, id, "ready");
-	if (!r)
-		r = qmp_call(vm->qmp, "job-complete", json_pack("{s:s}", "id", id), NULL);
-	if (!r)
-		r = wait_job(vm, id, "concluded");
-	qmp_try(vm->qmp, "job-dismiss", json_pack("{s:s}", "id", id), NULL);
-	return r;
-}
-
-static int undo(struct qemu_vm *vm, const struct disk_graph *g, VmDiskEntry *e)
-{
-	const char *overlay = find_overlay(vm, g, e->snapshot);
-	int r = overlay ? commit(vm, g, overlay) : 0;
-
-	if (!r && has_open(vm, e->snapshot))
-		r = -EBUSY;
-	if (r) {
-		log_err("QEMU %d: the disk %s goes on in %s, which therefore belongs to it now; to undo this say 'block-commit' for the node '%s' "
-			"and, when that is ready, 'job-complete' to its monitor, and delete the file then",
-			vm->pid, e->path, e->snapshot, overlay ?: "?");
-		return r;
-	}
-	delete_file(vm, e->snapshot);
-	forget(e);
-	return 0;
-}
-
-int qemu_disks_snapshot_undo(struct qemu_vm *vm, VmDiskEntry **disks, size_t nr)
-{
-	struct disk_graph g = { 0 };
-	int first = disk_graph_read(vm->qmp, &g);
-
-	for (size_t i = 0; i < nr; i++) {
-		int r;
-
-		if (!disks[i]->snapshot)
-			continue;
-		if (!g.graph) {
-			log_err("QEMU %d: the disk %s goes on in %s, which therefore belongs to it now", vm->pid, disks[i]->path, disks[i]->snapshot);
-			continue;
-		}
-		r = undo(vm, &g, disks[i]);
-		first = first ?: r;
-	}
-	disk_graph_fini(&g);
-	return first;
 }

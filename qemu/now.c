@@ -79,7 +79,7 @@ static int compare(struct now *n)
 int qemu_now_cmdline(struct qemu_vm *vm, char ***argv, int *argc)
 {
 	static int (*const stage[])(struct now *n) = {
-		now_fds, now_objects, now_netdevs, now_drives, now_devices, now_blockdevs,
+		now_fds, now_objects, now_secrets, now_netdevs, now_drives, now_devices, now_blockdevs,
 	};
 	struct now n = { .r.vm = vm };
 	int ret = now_load(&n, vm->argv, vm->argc);

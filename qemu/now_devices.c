@@ -63,6 +63,12 @@ static json_t *as_written(const char *name, const char *type, const json_t *v)
 	return json_deep_copy(v);
 }
 
+// What a device is given has a default, but for names and "bootindex"; what it only tells ("attached", "guest-stats") has none.
+static bool is_told_only(const char *type, const json_t *v, const json_t *by_default)
+{
+	return !by_default && strcmp(type, "str") && strcmp(type, "int32") && strncmp(type, "link<", 5) && !json_is_array(v);
+}
+
 static bool says_nothing(const char *name, const json_t *v, const json_t *by_default)
 {
 	return !v || json_is_null(v) || (json_is_string(v) && !json_string_length(v)) || (by_default && json_equal(v, by_default)) ||
@@ -93,7 +99,9 @@ static int put_usb_port(struct now *n, const char *id, json_t *to)
 static int put_property(struct now *n, const char *path, const json_t *property, json_t *to)
 {
 	const char *name = now_text(property, "name"), *type = now_text(property, "type");
+	const json_t *by_default = json_object_get(property, "default-value");
 	json_t *v = NULL, *written;
+	bool can_write;
 	int ret;
 
 	if (!strncmp(type, "child<", 6) || !strncmp(name, "legacy-", 7))
@@ -101,8 +109,12 @@ static int put_property(struct now *n, const char *path, const json_t *property,
 	ret = now_qom_get(n, path, name, &v);
 	if (!ret && !strcmp(name, "port") && !strncmp(type, "str", 3) && !json_string_length(v))
 		ret = put_usb_port(n, last_word(path), to);
-	else if (!ret && !says_nothing(name, v, json_object_get(property, "default-value"))) {
-		written = as_written(name, type, v);
+	else if (!ret && !says_nothing(name, v, by_default) && !is_told_only(type, v, by_default)) {
+		can_write = json_is_string(v) || json_is_boolean(v) || json_is_integer(v);
+		written = can_write ? as_written(name, type, v) : NULL;
+		if (!can_write)
+			refuse_because(&n->r, "the property '%s' of the device '%s', which was plugged in while it ran, cannot be written "
+				       "on a command line; unplug it", name, last_word(path));
 		if (written && json_object_set_new(to, name, written))
 			ret = -ENOMEM;
 	}

@@ -217,7 +217,7 @@ static int fix_socket(struct now *n, struct now_opt *o)
 // ---- secrets
 
 // libvirt gives each VM one of its own, in a file that it deletes when the VM ends; most have no use for it.
-static void drop_unused_secrets(struct now *n)
+int now_secrets(struct now *n)
 {
 	for (struct now_opt *o = n->opt; o < n->opt + n->nr; o++) {
 		_cleanup_free_ char *id = NULL;
@@ -228,6 +228,7 @@ static void drop_unused_secrets(struct now *n)
 		if (id && !is_named(n, o, id))
 			now_drop(o);
 	}
+	return 0;
 }
 
 int now_fds(struct now *n)
@@ -242,6 +243,5 @@ int now_fds(struct now *n)
 		else
 			ret = put_paths(n, o) ?: fix_log(o) ?: fix_tap(n, o) ?: fix_socket(n, o);
 	}
-	drop_unused_secrets(n);
 	return ret;
 }

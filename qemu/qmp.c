@@ -164,6 +164,23 @@ static int receive_bytes(struct qmp *q)
 	return 0;
 }
 
+// QEMU has unsigned numbers of 64 bits, this library none: what ends at this place becomes a real number of the same length.
+static bool make_real(char *text, size_t end)
+{
+	size_t len = 0;
+
+	while (end && (text[end - 1] < '0' || text[end - 1] > '9'))
+		end--;
+	while (len < end && text[end - len - 1] >= '0' && text[end - len - 1] <= '9')
+		len++;
+	if (len != 19 && len != 20)
+		return false;
+	memmove(text + end - len + 2, text + end - len + 1, len - 5);
+	text[end - len + 1] = '.';
+	memcpy(text + end - 3, len == 20 ? "e19" : "e18", 3);
+	return true;
+}
+
 // The first JSON value of the buffer, NULL and 0 if there is no whole one. Only whole lines are parsed: QEMU ends each message
 // with a newline (one that prints prettily has more of them, between two tokens), and what is cut within a token, as "\" or
 // "-" or half a character, could not be told from what never becomes JSON.
@@ -174,7 +191,9 @@ static int parse_value(struct qmp *q, json_t **value)
 	*value = NULL;
 	if (!q->lines)
 		return 0;
-	*value = json_loadb(q->buf, q->lines, JSON_DISABLE_EOF_CHECK, &e);
+	do
+		*value = json_loadb(q->buf, q->lines, JSON_DISABLE_EOF_CHECK, &e);
+	while (!*value && json_error_code(&e) == json_error_numeric_overflow && make_real(q->buf, (size_t)e.position));
 	if (!*value && json_error_code(&e) == json_error_premature_end_of_input) {
 		q->lines = 0;
 		return 0;

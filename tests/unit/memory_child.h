@@ -15,10 +15,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/size.h"
 
 enum memory { ANON, HUGE /* transparent huge pages */, MEMFD, PRIVATE_FILE, HUGETLB, HUGETLB_SHARED };
+
+static const char *const memory_name[] = { "anonymous", "transparent huge pages", "memfd", "private file", "hugetlb", "shared hugetlb" };
 
 enum memory_job {
 	REST,
@@ -176,4 +179,30 @@ static inline void memory_copy(const struct memory_child *c, uint64_t first_page
 	struct iovec ours = { buf, nr * PAGE_SIZE }, theirs = { (void *)(uintptr_t)(c->hva + first_page * PAGE_SIZE), nr * PAGE_SIZE };
 
 	ck_assert_int_eq(process_vm_readv(c->pid, &ours, 1, &theirs, 1, 0), (ssize_t)(nr * PAGE_SIZE));
+}
+
+#define MEMORY_HUGEPAGES "/proc/sys/vm/nr_hugepages"
+
+static unsigned memory_hugepages_before;
+
+static inline void memory_set_hugepages(unsigned nr)
+{
+	_cleanup_fclose_ FILE *f = fopen(MEMORY_HUGEPAGES, "w");
+
+	if (f)
+		fprintf(f, "%u\n", nr);
+}
+
+// As fixtures of the tests of HUGETLB.
+static inline void memory_more_hugepages(void)
+{
+	_cleanup_fclose_ FILE *f = fopen(MEMORY_HUGEPAGES, "r");
+
+	if (f && fscanf(f, "%u", &memory_hugepages_before) == 1)
+		memory_set_hugepages(memory_hugepages_before + 40);
+}
+
+static inline void memory_same_hugepages(void)
+{
+	memory_set_hugepages(memory_hugepages_before);
 }

@@ -69,15 +69,17 @@ static int write_changed(struct img_writer *w, const struct changes *c, bool inc
 
 static void write_layer(struct changes *c, unsigned layer, int zstd_level)
 {
+	struct img_writer_opts o = { .zstd_level = zstd_level, .ram_only = layer + 1 < NR_LAYERS };
 	struct img_dir *parent = NULL;
 	struct img_writer *w;
-	bool ram_only = layer + 1 < NR_LAYERS;
 
 	if (layer)
 		ok(img_dir_open(layer_dir(layer - 1), &parent));
-	ok(img_writer_open(&(struct img_writer_opts){ .dir = layer_dir(layer), .parent = parent, .zstd_level = zstd_level, .ram_only = ram_only }, &w));
+	o.parent = parent;
+	o.dir = layer_dir(layer);
+	ok(img_writer_open(&o, &w));
 	ok(write_changed(w, c, parent));
-	write_meta(w, c->ram, 2, ram_only);
+	write_meta(w, c->ram, 2, o.ram_only);
 	ok(img_writer_commit(w, NULL));
 	img_writer_free(w);
 	img_dir_close(parent);

@@ -13,24 +13,6 @@
 #define CHUNK_PAGES (MM_PROTECT_CHUNK / PAGE_SIZE)
 #define PAGES 8192UL // 32 chunks
 #define LEN (PAGES * PAGE_SIZE)
-#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
-
-static const char *const name[] = { "anonymous", "transparent huge pages", "memfd", "private file", "hugetlb", "shared hugetlb" };
-
-static void set_hugepages(const char *nr)
-{
-	int fd = open(NR_HUGEPAGES, O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0 && write(fd, nr, strlen(nr)) < 0)
-		close(fd);
-	else if (fd >= 0)
-		close(fd);
-}
-
-static void no_hugepages(void)
-{
-	set_hugepages("0");
-}
 
 static void stand_still(struct memory_child *c)
 {
@@ -125,7 +107,7 @@ static void check_rewritten(const struct snapshot *s, uint64_t first, uint64_t n
 		if (stamp != expected && expected == to && stamp + nr == to)
 			continue; // it stood still between counting and writing
 		ck_assert_msg(stamp == expected || (expected == to && to - from <= nr && !stamp), "%s: page %lu has stamp %lu, not %lu",
-			      name[s->child->kind], i, stamp, expected);
+			      memory_name[s->child->kind], i, stamp, expected);
 	}
 }
 
@@ -138,7 +120,6 @@ START_TEST(as_it_was)
 
 	if (_i == PRIVATE_FILE)
 		return; // refused
-	set_hugepages("40");
 	if (!memory_start(&c, (enum memory)_i, LEN)) {
 		printf("skip: no huge pages here\n");
 		memory_stop(&c);
@@ -473,7 +454,7 @@ START_TEST(short_instant)
 	usleep(500000);
 	instant(&s);
 	mm_protect_stats(s.p, &stats);
-	printf("%s: the instant took %.2f ms, %lu writers let through, the slowest waited %.2f ms\n", name[c.kind],
+	printf("%s: the instant took %.2f ms, %lu writers let through, the slowest waited %.2f ms\n", memory_name[c.kind],
 	       (double)stats.instant_ns / NSEC_PER_MSEC, stats.let_through, (double)c.box->slowest / NSEC_PER_MSEC);
 	ck_assert_uint_lt(stats.instant_ns, 50 * NSEC_PER_MSEC);
 	go_on(&c);
@@ -492,7 +473,7 @@ int main(void)
 	log_init(-1, LOG_ERROR, NULL, false);
 	tcase_set_timeout(t, 60);
 	tcase_set_timeout(e, 60);
-	tcase_add_unchecked_fixture(t, NULL, no_hugepages);
+	tcase_add_unchecked_fixture(t, memory_more_hugepages, memory_same_hugepages);
 	tcase_add_loop_test(t, as_it_was, ANON, HUGETLB_SHARED + 1);
 	tcase_add_loop_test(t, two_threads, ANON, MEMFD + 1);
 	tcase_add_loop_test(t, discards_all_the_time, ANON, MEMFD + 1);

@@ -13,9 +13,6 @@
 
 #define PAGES 4096UL
 #define LEN (PAGES * PAGE_SIZE)
-#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
-
-static const char *const name[] = { "anonymous", "transparent huge pages", "memfd", "private file", "hugetlb", "shared hugetlb" };
 
 // What was put together so far.
 struct copy {
@@ -78,17 +75,7 @@ static void copy_is_right(struct copy *c)
 {
 	memory_copy(&c->child, 0, PAGES, c->now);
 	for (size_t i = 0; i < PAGES; i++)
-		ck_assert_msg(!memcmp(c->memory + i * PAGE_SIZE, c->now + i * PAGE_SIZE, PAGE_SIZE), "%s: page %zu is wrong", name[c->child.kind], i);
-}
-
-static void set_hugepages(const char *nr)
-{
-	int fd = open(NR_HUGEPAGES, O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0 && write(fd, nr, strlen(nr)) < 0)
-		close(fd);
-	else if (fd >= 0)
-		close(fd);
+		ck_assert_msg(!memcmp(c->memory + i * PAGE_SIZE, c->now + i * PAGE_SIZE, PAGE_SIZE), "%s: page %zu is wrong", memory_name[c->child.kind], i);
 }
 
 static void some_orders(struct copy *c, unsigned nr)
@@ -113,7 +100,6 @@ START_TEST(increments)
 {
 	struct copy c = { 0 };
 
-	set_hugepages("20");
 	if (!memory_start(&c.child, (enum memory)_i, LEN)) {
 		printf("skip: no huge pages here\n");
 		memory_stop(&c.child);
@@ -287,11 +273,6 @@ START_TEST(errors)
 }
 END_TEST
 
-static void no_hugepages(void)
-{
-	set_hugepages("0");
-}
-
 int main(void)
 {
 	Suite *s = suite_create("track");
@@ -302,7 +283,7 @@ int main(void)
 	log_init(-1, LOG_ERROR, NULL, false);
 	tcase_set_timeout(t, 60);
 	tcase_set_timeout(e, 60);
-	tcase_add_unchecked_fixture(t, NULL, no_hugepages);
+	tcase_add_unchecked_fixture(t, memory_more_hugepages, memory_same_hugepages);
 	tcase_add_loop_test(t, increments, ANON, HUGETLB_SHARED + 1);
 	tcase_add_loop_test(t, while_it_writes, ANON, PRIVATE_FILE + 1);
 	tcase_add_loop_test(t, nothing_but_written, ANON, MEMFD + 1);
