@@ -394,6 +394,7 @@ def measured(bench, opts):
 
 def main():
     opts = parsed()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)       # as Ctrl-C: nothing is left behind
     tmp = tempfile.mkdtemp(prefix="bench-checkpoint-", dir=opts.dir)
     bench = Bench(opts, tmp)
     try:

@@ -178,7 +178,7 @@ static int read_vm(struct img_stream_in *s)
 	if (!err)
 		err = read_message(s, &r, &vm_entry__descriptor, IMG_VM_MAX, &m);
 	s->vm = (VmEntry *)m;
-	if (err)
+	if (err || !m)
 		return err;
 	fault = img_vm_fault(s->vm);
 	if (fault)

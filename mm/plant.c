@@ -297,7 +297,7 @@ static int run_injection(struct injection *in)
 	in->out = mmap(NULL, sizeof *in->out, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (in->out == MAP_FAILED) {
 		in->out = NULL;
-		return -errno;
+		return -ENOMEM;
 	}
 	ret = run_helper(in);
 	return !ret && (!in->out->finished || in->out->err) ? explain(in) : ret;

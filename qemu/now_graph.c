@@ -8,6 +8,7 @@
 
 #include "qemu/now_int.h"
 #include "qemu/vm_int.h"
+#include "util/log.h"
 
 static int read_nodes(struct now *n, struct now_graph *g)
 {
@@ -63,13 +64,46 @@ static int read_edges(struct now *n, struct now_graph *g)
 	return 0;
 }
 
+// Nodes below this one, as deep as that; whoever walks the graph relies on it to end.
+#define DEPTH_MAX 256
+
+static bool ends(const struct now_graph *g, const char *name, int depth, json_t *good)
+{
+	const char *as;
+	json_t *child;
+
+	if (json_object_get(good, name))
+		return true;
+	if (depth == DEPTH_MAX)
+		return false;
+	json_object_foreach(json_object_get(g->children, name), as, child)
+		if (!ends(g, json_string_value(child), depth + 1, good))
+			return false;
+	return !json_object_set_new(good, name, json_true());
+}
+
+static int check_edges(const struct now *n, const struct now_graph *g)
+{
+	json_t *good = json_object(), *children;
+	const char *name;
+	bool all = good;
+
+	json_object_foreach(g->children, name, children)
+		all = all && ends(g, name, 0, good);
+	json_decref(good);
+	if (all)
+		return 0;
+	log_err("process %d cannot be dumped: its block nodes are stacked more than %d deep", n->r.vm->pid, DEPTH_MAX);
+	return -EOPNOTSUPP;
+}
+
 int now_graph_read(struct now *n, struct now_graph *g)
 {
 	int ret;
 
 	*g = (struct now_graph){ .nodes = json_object(), .children = json_object() };
 	ret = g->nodes && g->children ? 0 : -ENOMEM;
-	ret = ret ?: qmp_call(n->r.vm->qmp, "query-block", NULL, &g->blocks) ?: read_nodes(n, g) ?: read_edges(n, g);
+	ret = ret ?: qmp_call(n->r.vm->qmp, "query-block", NULL, &g->blocks) ?: read_nodes(n, g) ?: read_edges(n, g) ?: check_edges(n, g);
 	if (ret)
 		now_graph_fini(g);
 	return ret;
@@ -99,8 +133,7 @@ const char *now_file(const struct now_graph *g, const char *name)
 	const json_t *node = now_node(g, name);
 	const char *file, *child;
 
-	// Deeper than any chain of formats that a person makes; a graph has no loops.
-	for (int depth = 0; node && depth < 64; depth++) {
+	while (node) {
 		child = now_child(g, now_text(node, "node-name"), "file");
 		if (!child) {
 			file = now_text(node, "file");

@@ -13,9 +13,10 @@ import suite
 import checkpoints_damage       # noqa: F401; they register their tests
 import checkpoints_merge        # noqa: F401
 import checkpoints_stream       # noqa: F401
-from misuse_rig import TESTS, Rig
+from life_rig import LifeRig
+from misuse_rig import TESTS
 
 if __name__ == "__main__":
     parser = suite.parser(__doc__)
     parser.add_argument("--places", type=int, default=100, metavar="N", help="damaged places of each kind of checkpoint (100)")
-    sys.exit(suite.run(parser.parse_args(), TESTS, Rig))
+    sys.exit(suite.run(parser.parse_args(), TESTS, LifeRig))

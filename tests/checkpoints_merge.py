@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 
-from misuse_rig import Skip, cases, check, test
+from misuse_rig import Skip, cases, check, test, wait_for
 
 
 def chain(rig, vm, *args, last=()):
@@ -108,3 +109,46 @@ def verify_tells_a_missing_parent(rig):
     rig.fails("verify", dirs[2], says=["images-0"])
     os.rename(f"{rig.tmp}/elsewhere", dirs[0])
     rig.criu_vm("verify", dirs[2]).check(0)
+
+
+@cases(verify=("verify", "{images}"), merge=("merge", "{images}", "-o", "{tmp}/one"))
+def disk_errors(rig, *line):
+    """A disk that cannot be read is told; when it can be, all is well."""
+    fs, vm = rig.faulty(), rig.vm()
+    rig.dump(vm, images=f"{fs.path}/images")
+    line = [word.format(images=f"{fs.path}/images", tmp=rig.tmp) for word in line]
+    fs("read-errno EIO")
+    rig.fails(*line, says=["Input/output error"])
+    check(not os.path.exists(f"{rig.tmp}/one"), "something was made")
+    fs("read-errno 0")
+    rig.criu_vm(*line).check(0)
+
+
+@cases(verify=("verify", "{images}"), merge=("merge", "{images}", "-o", "{tmp}/one"))
+def interrupted(rig, *line):
+    """Ctrl-C, on a disk that is slow."""
+    fs, vm = rig.faulty(), rig.vm()
+    rig.dump(vm, images=f"{fs.path}/images")
+    fs("delay-ms 300")
+    process = rig.start_criu_vm(*[word.format(images=f"{fs.path}/images", tmp=rig.tmp) for word in line])
+    threads = f"/proc/{process.pid}/task"
+    wait_for("its threads", 20, lambda: len(os.listdir(threads)) > 2)
+    process.send_signal(signal.SIGINT)
+    rig.end_criu_vm(process, 5).check(1, "interrupted")
+    fs("delay-ms 0")
+    check(not os.path.exists(f"{rig.tmp}/one"), "something was made")
+
+
+@test
+def verify_knows_the_disks(rig):
+    """A checkpoint is whole, and cannot be restored once its disk has changed."""
+    disk = f"{rig.tmp}/disk.img"
+    with open(disk, "wb") as f:
+        f.truncate(1 << 20)
+    rig.checkpoint(args=["-drive", f"file={disk},format=raw,if=virtio"])
+    check(verified(rig, rig.images())["restorable"], "it cannot be restored")
+    with open(disk, "r+b") as f:
+        f.write(b"changed")
+    answer = verified(rig, rig.images(), status=1)
+    check(answer["whole"] and not answer["restorable"] and any(disk in p for p in answer["problems"]), f"verify says {answer}")
+    rig.fails("verify", rig.images(), says=[disk, "whole"])

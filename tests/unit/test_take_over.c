@@ -15,12 +15,13 @@
 #define BUDGET (16 * MiB)
 #define IO_ENTRIES 1024
 #define ROUNDS 50
+#define LAST_ROUNDS 6 // of these, few enough that not everything is written
 #define CALM_MS 20000
 
 // What the test, which starts pagers and kills them, sees of the one that lives.
 struct sight {
 	_Atomic unsigned serving; // so many have begun to
-	_Atomic unsigned drains;  // of all of them
+	_Atomic unsigned drains, harvests; // of all of them
 	uint64_t budget; // for the next
 };
 
@@ -30,7 +31,8 @@ struct pager {
 	int io_fd, control_fd;
 	uint64_t hold_ns; // before it pages out
 	struct lp_pager *lp;
-	struct loop_timer drain_timer, release_timer;
+	uint64_t harvest_ns; // between harvests; 0: none
+	struct loop_timer drain_timer, release_timer, harvest_timer;
 };
 
 // ---- a pager: what vm_pager.c does
@@ -83,6 +85,16 @@ static void released(struct loop_op *op, int res)
 	lp_pager_release(list_entry(op, struct pager, release_timer.op)->lp);
 }
 
+static void harvest(struct loop_op *op, int res)
+{
+	struct pager *p = list_entry(op, struct pager, harvest_timer.op);
+
+	(void)res;
+	pv_engine_harvest(lp_pager_engine(p->lp));
+	p->sight->harvests++;
+	loop_timer(lp_pager_loop(p->lp), &p->harvest_timer, p->harvest_ns);
+}
+
 static void set_vcpus(const struct pager *p)
 {
 	pid_t tids[GUEST_WORKERS];
@@ -111,6 +123,9 @@ static void serve(void *arg)
 	p->drain_timer.op.done = drain_looked;
 	p->release_timer.op.done = released;
 	loop_timer(lp_pager_loop(p->lp), &p->release_timer, p->hold_ns);
+	p->harvest_timer.op.done = harvest;
+	if (p->harvest_ns)
+		loop_timer(lp_pager_loop(p->lp), &p->harvest_timer, p->harvest_ns);
 	ck_assert_int_eq(lp_pager_run(p->lp), 0);
 }
 
@@ -275,6 +290,8 @@ static void live_on(struct rig *r, struct pager *p)
 		rig_order(r, i, GUEST_VERIFY, 0, r->g->nr_pages);
 	wait_idle(r, "verifying everything");
 	ck_assert_msg(unserved_until(rig_memory(r) <= BUDGET, 5000), "%lu KiB are in memory", rig_memory(r) / KiB);
+	before = p->sight->harvests;
+	ck_assert(!p->harvest_ns || unserved_until(p->sight->harvests > before + 1, CALM_MS));
 	traced_kill(pid);
 	expect_known(r, p);
 }
@@ -282,17 +299,62 @@ static void live_on(struct rig *r, struct pager *p)
 static const struct {
 	enum mm_zap_method method;
 	bool budgets; // change from one to the next
-} cases[] = { { MM_ZAP_RING, false }, { MM_ZAP_PAGEOUT, false }, { MM_ZAP_RING, true } };
+	uint64_t harvest_ns;
+} cases[] = {
+	{ MM_ZAP_RING, false, 0 }, { MM_ZAP_PAGEOUT, false, NSEC_PER_MSEC }, { MM_ZAP_RING, true, 0 }, { MM_ZAP_RING, false, NSEC_PER_MSEC },
+};
+
+// Somebody takes the dirty bits. What he knows of the guest then: seq is odd of a page that was just being changed.
+struct taken {
+	uint32_t seq[GUEST_MAX_PAGES];
+	uint64_t seed[GUEST_MAX_PAGES];
+};
+
+static struct taken *take_dirty(struct rig *r)
+{
+	struct taken *t = calloc(1, sizeof *t);
+
+	for (size_t i = 0; i < r->g->nr_pages; i++) {
+		t->seq[i] = r->g->seq[i];
+		t->seed[i] = r->g->seed[i];
+		if (r->g->seq[i] != t->seq[i])
+			t->seq[i] |= 1;
+	}
+	for (size_t i = 0; i < r->nr_chunks; i++)
+		for (unsigned w = 0; w < PV_WORDS; w++)
+			__atomic_store_n(&r->pages[i].dirty[w], 0, __ATOMIC_SEQ_CST);
+	return t;
+}
+
+// What is not dirty is as it was then, however many pagers were killed since.
+static void expect_dirty(const struct rig *r, struct taken *t)
+{
+	size_t clean = 0;
+
+	for (size_t i = 0; i < r->g->nr_pages; i++) {
+		bool dirty = bitmap_test(r->pages[i / PV_CHUNK_PAGES].dirty, i % PV_CHUNK_PAGES);
+
+		if (!(t->seq[i] & 1) && r->g->seed[i] != t->seed[i] && !dirty)
+			ck_abort_msg("page %zu was changed, and is not dirty", i);
+		clean += !dirty;
+	}
+	ck_assert_uint_gt(clean, 0);
+	free(t);
+}
 
 START_TEST(killed_again_and_again)
 {
 	uint64_t random = clock_now_ns();
+	struct taken *taken = NULL;
 	struct pager p;
 	struct rig r;
 
 	start(&r, &p, 40 * 256 + 12, cases[_i].method);
+	p.harvest_ns = cases[_i].harvest_ns;
 	everybody_works(&r);
 	for (unsigned round = 0; round < ROUNDS; round++) {
+		if (round == ROUNDS - LAST_ROUNDS)
+			taken = take_dirty(&r);
 		if (cases[_i].budgets)
 			p.sight->budget = BUDGET * (1 + pick(&random, 4));
 		live_and_die(&p, round, &random);
@@ -301,6 +363,10 @@ START_TEST(killed_again_and_again)
 	ck_assert_msg(p.sight->serving > ROUNDS / 2 && p.sight->drains > ROUNDS / 10, "%u came to serve, %u drains: that is not much of a test",
 		      p.sight->serving, p.sight->drains);
 	live_on(&r, &p);
+	if (p.harvest_ns)
+		expect_dirty(&r, taken);
+	else
+		free(taken);
 	end(&r, &p);
 }
 END_TEST
