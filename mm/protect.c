@@ -171,7 +171,7 @@ static int set_waiting(struct mm_protect *p, size_t unit, bool protect, uint64_t
 	return ret;
 }
 
-// What was discarded while arming is empty, and was never protected.
+// What writers were let through to, and what was discarded, which lost its protection with that.
 static int protect_again(struct mm_protect *p)
 {
 	int ret = protect_read_events(p);
@@ -183,6 +183,7 @@ static int protect_again(struct mm_protect *p)
 			if (!bitmap_test(p->open, c) && !bitmap_test(p->gone, c))
 				continue;
 			found = true;
+			p->stats.protected_again++;
 			bitmap_clear(p->open, c);
 			bitmap_clear(p->gone, c);
 			ret = set_waiting(p, c, true, DISCARD_TIMEOUT_NS);

@@ -31,9 +31,9 @@ struct mm_protect;
 int mm_protect_prepare(pid_t pid, int target_uffd_dev, const struct mm_range *ranges, size_t nr, struct mm_protect **p);
 // The process stands still (its vCPUs and its I/O). From here on its memory is as it is now until mm_protect_release().
 int mm_protect_instant(struct mm_protect *p);
-// Waits, at most timeout_ms (0: not at all), for a chunk that somebody wants to write to: *range the index, *off in it, a multiple
-// of MM_PROTECT_CHUNK. 1; 0: none; -ESTALE: memory that is not released yet was discarded (a balloon, free page reporting), so that
-// the instant cannot be had any more; -ESRCH: the process has ended.
+// Waits, at most timeout_ms (0: not at all; less when something else was told), for a chunk that somebody wants to write to:
+// *range the index, *off in it, a multiple of MM_PROTECT_CHUNK. 1; 0: none; -ESTALE: memory that is not released yet was discarded
+// (a balloon, free page reporting), so that the instant cannot be had any more; -ESRCH: the process has ended.
 int mm_protect_wanted(struct mm_protect *p, int timeout_ms, size_t *range, uint64_t *off);
 // The chunk was copied: it may be written to, who waits goes on. Harmless when it was released before. By any thread, also while
 // another one waits in mm_protect_wanted().
@@ -41,9 +41,10 @@ int mm_protect_release(struct mm_protect *p, size_t range, uint64_t off);
 bool mm_protect_is_released(struct mm_protect *p, size_t range, uint64_t off);
 
 struct mm_protect_stats {
-	uint64_t let_through; // writes before the instant that waited for a moment
-	uint64_t waited;      // writes since the instant that waited for a copy
-	uint64_t instant_ns;  // how long mm_protect_instant() took
+	uint64_t let_through;	  // writes before the instant that waited for a moment
+	uint64_t waited;	  // writes since the instant that waited for a copy
+	uint64_t instant_ns;	  // how long mm_protect_instant() took
+	uint64_t protected_again; // by it, chunks: at most 64, and those in which something was discarded since mm_protect_prepare()
 };
 
 void mm_protect_stats(struct mm_protect *p, struct mm_protect_stats *s);

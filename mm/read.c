@@ -34,7 +34,7 @@ static enum mm_source_kind kind_of(const struct mm_vma *v)
 static int open_file(struct mm_source *s, const struct mm_vma *v)
 {
 	char path[80];
-	struct statfs fs;
+	struct statfs fs = { 0 };
 	struct stat st;
 	int ret = 0;
 
@@ -291,8 +291,10 @@ bool mm_source_hides_discards(const struct mm_source *s)
 
 int mm_source_zero(struct mm_source *s, uint64_t off, const uint64_t *candidates, size_t nr_pages, uint64_t *zero)
 {
-	char buf[ZERO_PAGES * PAGE_SIZE];
+	_cleanup_free_ char *buf = calloc(ZERO_PAGES, PAGE_SIZE);
 
+	if (!buf)
+		return -ENOMEM;
 	memset(zero, 0, BITMAP_WORDS(nr_pages) * sizeof *zero);
 	for (size_t i = 0; i < nr_pages; i += ZERO_PAGES) {
 		const size_t n = nr_pages - i < ZERO_PAGES ? nr_pages - i : ZERO_PAGES;

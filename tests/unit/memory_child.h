@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -30,12 +31,12 @@ enum memory_job {
 	UNMAP,	 // MADV_DONTNEED: the page tables forget
 	DISCARD, // as QEMU does for a balloon: the file gives it back too
 	REWRITE, // as WRITE, over and over, at `rate` pages a second, until told otherwise
-	CHURN,	 // as UNMAP, over and over, until told otherwise
 };
 
 struct memory_box {
 	_Atomic enum memory_job order;
 	uint64_t off, len, rate;
+	_Atomic uint64_t churn; // bytes from the beginning that another thread does UNMAP to, over and over
 	char *_Atomic at;
 	_Atomic uint64_t stamp;	  // of the last page written
 	_Atomic uint64_t slowest; // write of REWRITE, ns
@@ -87,8 +88,18 @@ static inline void memory_do(struct memory_child *c, enum memory_job order)
 		madvise(p, b->len, MADV_DONTNEED);
 	if (order == REWRITE)
 		memory_rewrite(b);
-	while (order == CHURN && b->order == CHURN)
-		madvise(p, b->len, MADV_DONTNEED);
+}
+
+static inline void *memory_churn(void *ctx)
+{
+	struct memory_box *b = ctx;
+
+	for (;;)
+		if (b->churn)
+			madvise(b->at, b->churn, MADV_DONTNEED);
+		else
+			usleep(100);
+	return NULL;
 }
 
 static inline void memory_loop(struct memory_child *c)
@@ -96,6 +107,7 @@ static inline void memory_loop(struct memory_child *c)
 	const bool huge = c->kind == HUGETLB || c->kind == HUGETLB_SHARED, shared = c->kind == MEMFD || c->kind == HUGETLB_SHARED;
 	int flags = (shared ? MAP_SHARED : MAP_PRIVATE) | (c->fd < 0 ? MAP_ANONYMOUS : 0) | (huge && c->fd < 0 ? MAP_HUGETLB : 0);
 	uint64_t slack = huge ? 0 : 2 * MiB;
+	pthread_t churn;
 	char *p = mmap(NULL, c->len + slack, PROT_READ | PROT_WRITE, flags, c->fd, 0);
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -105,13 +117,15 @@ static inline void memory_loop(struct memory_child *c)
 		p = (char *)ROUND_UP((uintptr_t)p, 2 * MiB);
 	if (c->kind == ANON || c->kind == HUGE)
 		madvise(p, c->len, c->kind == HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	for (c->box->at = p;; usleep(20)) {
+	c->box->at = p;
+	pthread_create(&churn, NULL, memory_churn, c->box);
+	for (;; usleep(20)) {
 		enum memory_job order = c->box->order;
 
 		if (order == REST)
 			continue;
 		memory_do(c, order);
-		if (order != REWRITE && order != CHURN)
+		if (order != REWRITE)
 			c->box->order = REST;
 	}
 }
