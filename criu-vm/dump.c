@@ -239,11 +239,33 @@ static void save_disks_undo(void *ctx)
 	d->disks_moved = false;
 }
 
+static void name_snapshot(char *suffix, size_t size)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	snprintf(suffix, size, "criu-vm-%lld%03ld", (long long)now.tv_sec, now.tv_nsec / 1000000);
+}
+
+// What can be done before the standstill is.
+static int prepare_disks(void *ctx)
+{
+	struct dump *d = ctx;
+
+	name_snapshot(d->suffix, sizeof d->suffix);
+	return d->o->disk_snapshot ? qemu_disks_prepare(d->vm, d->suffix, &d->prepared) : 0;
+}
+
+static void prepare_disks_undo(void *ctx)
+{
+	struct dump *d = ctx;
+
+	qemu_prepared_free(steal_ptr(&d->prepared));
+}
+
 static int save_disks(void *ctx)
 {
 	struct dump *d = ctx;
-	struct timespec now;
-	char suffix[40];
 	bool writable = false;
 	int r = qemu_now_same(d->vm, d->mark);
 
@@ -254,9 +276,7 @@ static int save_disks(void *ctx)
 	if (r)
 		return r;
 	if (d->o->disk_snapshot) {
-		clock_gettime(CLOCK_REALTIME, &now);
-		snprintf(suffix, sizeof suffix, "criu-vm-%lld%03ld", (long long)now.tv_sec, now.tv_nsec / 1000000);
-		r = qemu_disks_snapshot(d->vm, suffix, d->disks, d->nr_disks);
+		r = qemu_disks_snapshot_prepared(d->vm, d->suffix, d->prepared, d->disks, d->nr_disks);
 		d->disks_moved = !r;
 		if (!r && (r = qemu_disks_overlay_check(d->disks, d->nr_disks, d->vm->cwd, d->argv, d->argc)))
 			save_disks_undo(d);
@@ -334,6 +354,7 @@ static const struct stage dump_stages[] = {
 	{ "parent", open_parent, NULL },
 	{ "images", open_images, close_images },
 	{ "track", track, track_undo },
+	{ "prepare-disks", prepare_disks, prepare_disks_undo },
 	{ "stop", dump_stop, dump_go_on_undo },
 	{ "state", dump_save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
@@ -351,6 +372,7 @@ static const struct stage background_stages[] = {
 	{ "parent", open_parent, NULL },
 	{ "images", open_images, close_images },
 	{ "protect", protect, dump_unprotect },
+	{ "prepare-disks", prepare_disks, prepare_disks_undo },
 	{ "stop", dump_stop, dump_go_on_undo },
 	{ "state", dump_save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
@@ -385,6 +407,7 @@ static void dump_fini(struct dump *d)
 	img_writer_free(d->writer);
 	img_dir_close(d->parent);
 	ram_close(d->ram);
+	qemu_prepared_free(d->prepared);
 	qemu_disks_free(d->disks, d->nr_disks);
 	for (size_t i = 0; d->small && i < d->nr_blocks - d->nr_guest; i++)
 		free(d->small[i]);

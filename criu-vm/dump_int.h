@@ -39,6 +39,8 @@ struct dump {
 	bool is_tracked, discards;  // discards: it has a device that gives memory back
 	uint64_t id;		    // of the checkpoint
 	struct mm_protect *protect;
+	struct qemu_prepared *prepared;
+	char suffix[40];
 	VmDiskEntry **disks;
 	size_t nr_disks;
 	bool disks_moved;	    // the VM writes to the snapshots' files

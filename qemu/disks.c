@@ -315,20 +315,36 @@ static bool is_local(const json_t *info)
 	return false;
 }
 
-static int new_entry(const struct qemu_vm *vm, const struct disk_graph *g, const char *node, const char *device, VmDiskEntry **out)
+// What is known by a descriptor that QEMU was given has the name of its file.
+static int set_path(struct qemu_vm *vm, const json_t *info, VmDiskEntry *e)
+{
+	const char *file = disk_text(info, "file");
+
+	if (!strncmp(file, "/dev/fdset/", 11)) {
+		int ret = qemu_fdset_path(vm, file, &e->path);
+
+		if (ret || e->path)
+			return ret;
+	}
+	e->path = is_local(info) ? disk_path(vm->cwd, file) : strdup(file);
+	return e->path ? 0 : -ENOMEM;
+}
+
+static int new_entry(struct qemu_vm *vm, const struct disk_graph *g, const char *node, const char *device, VmDiskEntry **out)
 {
 	const json_t *info = disk_graph_info(g, node);
 	VmDiskEntry *e = malloc(sizeof *e);
+	int ret;
 
 	if (!e)
 		return -ENOMEM;
 	*out = e;
 	vm_disk_entry__init(e);
 	e->node = strdup(node);
-	e->path = is_local(info) ? disk_path(vm->cwd, disk_text(info, "file")) : strdup(disk_text(info, "file"));
 	e->device = device ? strdup(device) : NULL;
-	if (!e->node || !e->path || (device && !e->device))
-		return -ENOMEM;
+	ret = set_path(vm, info, e);
+	if (ret || !e->node || (device && !e->device))
+		return ret ?: -ENOMEM;
 	e->writable = is_written(g, info);
 	return is_local(info) ? disk_stat(vm, e) : 0;
 }
@@ -402,7 +418,7 @@ static int check_file(const VmDiskEntry *e, bool guests)
 	uint64_t size;
 
 	if (stat(e->path, &st)) {
-		log_err("disk image %s of the VM: %s; put it back as it was when the VM was dumped", e->path, strerror(errno));
+		log_err("disk image %s of the VM: %s; put it back as it was when the VM was dumped, or say --force and name another one behind '--'", e->path, strerror(errno));
 		return -errno;
 	}
 	if (!size_of(e->path, &st, &size) || size != e->size) {

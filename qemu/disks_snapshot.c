@@ -195,6 +195,9 @@ static int check_image(const struct snapshot *s, const VmDiskEntry *e, const cha
 	if (strcmp(name, disk_text(disk_graph_info(&s->graph, file), "file")))
 		return refuse(s, e->path, "it is opened with options (offset, encryption, another backing file than its own) that are "
 					  "not found in a file's name");
+	if (!strncmp(name, "/dev/fdset/", 11))
+		return refuse(s, e->path, "QEMU has it by a descriptor that it was given (add-fd), and would write that into the new file "
+					  "instead of a name; start QEMU with the file's name");
 	if (*name != '/' && strchr(name, '/'))
 		return refuse(s, e->path, "QEMU knows it by a relative path with a folder in it, and would write a wrong one into the "
 					  "new file; start QEMU with absolute paths");

@@ -411,7 +411,7 @@ def restore_disk_missing(rig):
     for lazy in ([], ["--lazy-pages"]):
         restore_fails(rig, *lazy, says=[path])
     check(not os.path.exists(path), "it was made")
-    rig.restore(old, "--lazy-pages", "--", "-drive", drive[1].format(f"{rig.tmp}/moved.img"))
+    rig.restore(old, "--lazy-pages", "--force", "--", "-drive", drive[1].format(f"{rig.tmp}/moved.img"))
 
 
 @test

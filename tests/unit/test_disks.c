@@ -609,6 +609,7 @@ static const struct {
 	{ "-drive file=a.raw,format=raw,offset=4096,if=virtio", "", "opened with options", -EOPNOTSUPP },
 	{ "-blockdev raw,node-name=b,file.driver=file,file.filename=@/b.raw,read-only=on -drive file=q.qcow2,if=virtio,backing=b", "",
 	  "opened with options", -EOPNOTSUPP },
+	{ "-add-fd fd=40,set=7 -add-fd fd=41,set=7 -drive file=/dev/fdset/7,format=raw,if=virtio", "", "add-fd", -EOPNOTSUPP },
 	{ "-drive file=sub/c.raw,format=raw,if=virtio", "mkdir sub; truncate -s 1M sub/c.raw", "relative path", -EOPNOTSUPP },
 	{ "-drive file=b.raw,format=raw,if=virtio -drive file=a.raw,format=raw,if=virtio", "touch a.raw.s1.qcow2", "attempt", -EEXIST },
 	{ "-drive file=$LONG,format=raw,if=virtio", "", "too long", -EOPNOTSUPP },
@@ -634,6 +635,8 @@ START_TEST(refused_snapshots)
 		sh("cd %s && { %s; }", c->before);
 	snprintf(args, sizeof args, "%.*s%s%s", at ? (int)(at - c->args) : (int)strlen(c->args), c->args, at ? name : "", at ? at + 5 : "");
 	files = nr_files();
+	ck_assert_int_eq(dup2(open(in_dir("a.raw"), O_RDWR | O_CLOEXEC), 40), 40); // QEMU inherits them
+	ck_assert_int_eq(dup2(open(in_dir("a.raw"), O_RDONLY | O_CLOEXEC), 41), 41);
 	vm = start(args);
 	ck_assert_int_eq(qemu_disks_prepare(vm, "s1", &prepared), c->result);
 	ck_assert_ptr_null(prepared);
