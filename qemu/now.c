@@ -56,6 +56,19 @@ static int rename_nodes(struct now *n)
 	return ret;
 }
 
+// An option that cannot be rebuilt is told before what follows from it.
+static int check_options(struct now *n)
+{
+	char **argv;
+	int argc, ret = now_export(n, &argv, &argc);
+
+	if (ret)
+		return ret;
+	ret = qemu_cmdline_check(argv, argc) ? -EOPNOTSUPP : 0;
+	qemu_cmdline_free(argv);
+	return ret;
+}
+
 // Whether it describes the VM.
 static int compare(struct now *n)
 {
@@ -79,7 +92,7 @@ static int compare(struct now *n)
 int qemu_now_cmdline(struct qemu_vm *vm, char ***argv, int *argc)
 {
 	static int (*const stage[])(struct now *n) = {
-		now_fds, now_objects, now_secrets, now_netdevs, now_drives, now_devices, now_blockdevs,
+		now_fds, check_options, now_objects, now_netdevs, now_drives, now_devices, now_unused, now_blockdevs,
 	};
 	struct now n = { .r.vm = vm };
 	int ret = now_load(&n, vm->argv, vm->argc);

@@ -136,7 +136,8 @@ static int add_netdev(struct now *n, const char *id, const char *type, const cha
 	} else if (!strcmp(type, "tap") && ifname) {
 		fprintf(f, ",ifname=%s,script=no,downscript=no", ifname);
 	} else {
-		refuse_because(&n->r, "netdev '%s' (%s) was added while it ran, and how cannot be told; remove it by QMP netdev_del", id, type);
+		refuse_because(&n->r, "netdev '%s' (%s) was added while it ran, and how cannot be told; remove it by QMP netdev_del", id,
+			       type);
 	}
 	if (fclose(f))
 		return -ENOMEM;

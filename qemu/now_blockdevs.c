@@ -34,8 +34,10 @@ static bool is_child_as_said(struct blockdevs *b, const json_t *o, const char *n
 	const char *child = now_child(&b->g, name, as);
 	const json_t *said = json_object_get(o, as);
 
+	const char *node_name = now_text(said, "node-name");
+
 	if (json_is_object(said))
-		return child && is_as_said(b, said, child) && (!*now_text(said, "node-name") || !strcmp(now_text(said, "node-name"), child));
+		return child && is_as_said(b, said, child) && (!*node_name || !strcmp(node_name, child));
 	if (json_is_string(said) && *json_string_value(said))
 		return child && !strcmp(json_string_value(said), child);
 	return !child;

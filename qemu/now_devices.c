@@ -92,7 +92,8 @@ static int put_usb_port(struct now *n, const char *id, json_t *to)
 		return json_object_set_new(to, "port", json_string(port)) ? -ENOMEM : 0;
 	}
 	if (!ret)
-		refuse_because(&n->r, "USB devices were plugged in or unplugged while it ran, and in which port '%s' is cannot be told", id);
+		refuse_because(&n->r, "USB devices were plugged in or unplugged while it ran, and in which port '%s' is cannot be told",
+			       id);
 	return ret;
 }
 

@@ -276,8 +276,8 @@ static int change(struct now *n, const struct now_graph *g, const struct drive *
 	if (ret || !root)
 		return ret;
 	if (!is_plain(g, root)) {
-		refuse_because(&n->r, "its drive '%s' has %s (%s) now, which cannot be opened again as it is; go back to what it was started "
-			       "with", d->name, now_text(now_node(g, root), "file"), now_text(now_node(g, root), "drv"));
+		refuse_because(&n->r, "its drive '%s' has %s (%s) now, which cannot be opened again as it is; go back to what it was "
+			       "started with", d->name, now_text(now_node(g, root), "file"), now_text(now_node(g, root), "drv"));
 		return 0;
 	}
 	return has_chain(n, g, root, d->name) ? put_file(o, g, block, d->cdrom) : 0;

@@ -69,6 +69,20 @@ static int read_sets(struct now *n)
 	return ret;
 }
 
+int qemu_fdset_path(struct qemu_vm *vm, const char *name, char **path)
+{
+	struct now n = { .r.vm = vm, .r.fdsets = json_object() };
+	const char *found;
+	int ret = n.r.fdsets ? read_sets(&n) : -ENOMEM;
+
+	*path = NULL;
+	found = ret ? NULL : json_string_value(json_object_get(n.r.fdsets, name));
+	if (found && !(*path = strdup(found)))
+		ret = -ENOMEM;
+	json_decref(n.r.fdsets);
+	return ret;
+}
+
 // "/dev/fdset/2" in the value becomes the file's path; of a set that is none, it stays.
 static int put_paths(struct now *n, struct now_opt *o)
 {
@@ -194,6 +208,18 @@ static bool is_named(const struct now *n, const struct now_opt *self, const char
 	return false;
 }
 
+static bool drop_monitors(struct now *n, const char *chardev)
+{
+	bool any = false;
+
+	for (struct now_opt *o = n->opt; o < n->opt + n->nr; o++)
+		if (o->name && o->value && is_monitor_of(o, chardev)) {
+			now_drop(o);
+			any = true;
+		}
+	return any;
+}
+
 static int fix_socket(struct now *n, struct now_opt *o)
 {
 	_cleanup_free_ char *fd = now_is(o, "chardev") ? qemu_opt_get(o->value, "backend", "fd") : NULL, *path = NULL;
@@ -201,11 +227,8 @@ static int fix_socket(struct now *n, struct now_opt *o)
 
 	if (!id || !strcmp(id, QEMU_CMDLINE_QMP_ID) || !strcmp(id, QEMU_CMDLINE_COMMANDS_ID))
 		return 0;
-	if (!is_named(n, o, id)) {
+	if (!is_named(n, o, id) && drop_monitors(n, id)) {
 		log_info("QEMU option -chardev %s: a monitor for the program that started it; a restored VM has it not", o->value);
-		for (struct now_opt *mon = n->opt; mon < n->opt + n->nr; mon++)
-			if (mon->name && mon->value && is_monitor_of(mon, id))
-				now_drop(mon);
 		now_drop(o);
 		return 0;
 	}
@@ -214,15 +237,16 @@ static int fix_socket(struct now *n, struct now_opt *o)
 	return path ? now_set(o, "fd", NULL) ?: now_set_string(o, "path", path) : 0;
 }
 
-// ---- secrets
+// ---- objects that nothing uses
 
-// libvirt gives each VM one of its own, in a file that it deletes when the VM ends; most have no use for it.
-int now_secrets(struct now *n)
+// libvirt gives each VM a secret of its own, in a file that it deletes when the VM ends; most have no use for it. Memory that no device
+// has is no guest RAM, so there is none of it in a checkpoint.
+int now_unused(struct now *n)
 {
 	for (struct now_opt *o = n->opt; o < n->opt + n->nr; o++) {
-		_cleanup_free_ char *id = NULL;
+		_cleanup_free_ char *id = NULL, *type = now_is(o, "object") ? qemu_opt_get(o->value, "qom-type", "qom-type") : NULL;
 
-		if (!now_is(o, "object") || !qemu_opt_is(o->value, "qom-type", "qom-type", "secret"))
+		if (!type || (strcmp(type, "secret") && strncmp(type, "memory-backend-", strlen("memory-backend-"))))
 			continue;
 		id = qemu_opt_get(o->value, "qom-type", "id");
 		if (id && !is_named(n, o, id))

@@ -54,10 +54,10 @@ int now_children(struct now *n, const char *path, json_t **children);
 
 int now_fds(struct now *n); // now_fds.c
 int now_objects(struct now *n); // now_backends.c
-int now_secrets(struct now *n); // now_fds.c
 int now_netdevs(struct now *n);
 int now_drives(struct now *n); // now_drives.c
 int now_devices(struct now *n); // now_devices.c
+int now_unused(struct now *n); // now_fds.c
 int now_blockdevs(struct now *n); // now_blockdevs.c
 
 // The character device that a plugged device uses. now_backends.c

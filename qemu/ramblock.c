@@ -325,6 +325,23 @@ static bool is_block_of(const char *block, const char *backend)
 	return !strcmp(block, backend) || (!strncmp(block, objects, strlen(objects)) && !strcmp(block + strlen(objects), backend));
 }
 
+// Whether it is what the machine made of a plain -m. Others that the command line does not say were added while the VM ran.
+static int is_machines_own(struct finder *f, const char *backend, bool *own)
+{
+	json_t *reply;
+	int ret;
+
+	*own = false;
+	if (in_argv(f->vm, backend))
+		return 0;
+	ret = qmp_call(f->vm->qmp, "qom-get", json_pack("{s:s, s:s}", "path", "/machine", "property", "memory-backend"), &reply);
+	if (ret)
+		return ret;
+	*own = json_is_string(reply) && is_block_of(json_string_value(reply), backend);
+	json_decref(reply);
+	return 0;
+}
+
 static int mark_guest_ram(struct finder *f)
 {
 	bool any = false;
@@ -336,20 +353,22 @@ static int mark_guest_ram(struct finder *f)
 		return ret;
 	json_array_foreach(reply, k, dev) {
 		const char *id = json_string_value(json_object_get(dev, "id"));
+		bool own = false;
 
+		ret = !ret && id ? is_machines_own(f, id, &own) : ret;
 		for (size_t i = 0; id && i < f->nr; i++) {
 			struct qemu_ramblock *b = f->blocks + i;
 
 			if (!is_block_of(b->name, id))
 				continue;
 			b->guest_ram = any = true;
-			if (in_argv(f->vm, id))
+			if (!own)
 				snprintf(b->backend_id, sizeof b->backend_id, "%s", id);
 		}
 	}
 	json_decref(reply);
-	if (any)
-		return 0;
+	if (ret || any)
+		return ret;
 	log_err("process %d: QEMU names no guest RAM", f->vm->pid);
 	return -EOPNOTSUPP;
 }

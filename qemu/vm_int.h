@@ -22,3 +22,7 @@ char *qemu_unix_path(const char *table, unsigned long ino);
 
 // The name that a listening unix socket among QEMU's descriptors was given. The caller's (free()); NULL if it is no such socket.
 char *qemu_fd_path(const struct qemu_vm *vm, int fd);
+
+// The file behind a name "/dev/fdset/N", which QEMU has of a descriptor that it was given; the caller's, NULL if it is no file that still
+// has its name. Blocks on QMP; 0, or what qmp_call() gave.
+int qemu_fdset_path(struct qemu_vm *vm, const char *name, char **path);
