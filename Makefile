@@ -97,7 +97,7 @@ demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
 check: deps ## build and run the tests
 	$(Q)$(MAKE) all unit platform faulty guests
 	$(Q)$(MAKE) VARIANT=asan all unit fuzzers
-	$(Q)python3 -B tests/check.py docs unit platform misuse checkpoints compat life zdtm unit:asan fuzz:asan zdtm:asan
+	$(Q)python3 -B tests/check.py docs unit platform misuse now checkpoints compat life zdtm unit:asan fuzz:asan zdtm:asan
 
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
 	$(Q)$(MAKE) all guests
