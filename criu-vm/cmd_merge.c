@@ -29,8 +29,8 @@ static void tell(const char *to, const struct merge_result *m, bool as_json, dou
 		       size_format(m->bytes, stored), seconds);
 		return;
 	}
-	j = json_pack("{s:s? s:i s:I s:I s:f}", "images", to, "layers", (int)m->layers, "pages", (json_int_t)m->pages, "bytes", (json_int_t)m->bytes,
-		      "seconds", seconds);
+	j = json_pack("{s:s? s:i s:I s:I s:f}", "images", to, "layers", (int)m->layers, "pages", (json_int_t)m->pages, "bytes",
+		      (json_int_t)m->bytes, "seconds", seconds);
 	json_dumpf(j, stdout, JSON_INDENT(1));
 	putchar('\n');
 	json_decref(j);

@@ -259,7 +259,7 @@ static void end_waiting(struct background *b)
 // After an error nothing is protected any more: who waits, QEMU's main thread perhaps, goes on.
 static int run_threads(struct background *b)
 {
-	pthread_t waiter, goer;
+	pthread_t waiter = 0, goer = 0;
 	int r = b->paged ? 0 : -pthread_create(&waiter, NULL, wait_for_writers, b), going;
 
 	if (r)

@@ -60,7 +60,8 @@ static int64_t merge_chunk(void *ctx, uint64_t item, const struct chunk_buffers 
 	if (err || !nr)
 		return err;
 	pthread_mutex_lock(&m->lock);
-	err = is_whole(parts, nr) ? img_writer_stored(m->to, &parts[0], b->stored) : img_writer_chunk(m->to, block, chunk, b->pages, present, NULL);
+	err = is_whole(parts, nr) ? img_writer_stored(m->to, &parts[0], b->stored)
+				  : img_writer_chunk(m->to, block, chunk, b->pages, present, NULL);
 	pthread_mutex_unlock(&m->lock);
 	return err ? err : bytes;
 }
@@ -91,8 +92,8 @@ static bool has_compressed(const struct img_dir *d)
 
 static int merge_pages(struct merge *m)
 {
-	struct chunk_work work = { .what = "merging memory", .nr = nr_chunks_of_all(m->from), .bytes = bytes_of(m->from), .one = merge_chunk,
-				   .ctx = m };
+	struct chunk_work work = { .what = "merging memory", .nr = nr_chunks_of_all(m->from), .bytes = bytes_of(m->from),
+				   .one = merge_chunk, .ctx = m };
 	uint64_t lens[IMG_BLOCKS_MAX];
 	uint32_t nr = img_dir_nr_blocks(m->from);
 	int err;

@@ -47,8 +47,8 @@ static int check_owner(const struct restore *r)
 		return -errno;
 	if (!S_ISREG(st.st_mode) || geteuid() || ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH))))
 		return 0;
-	log_err("the stream's file belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: chown root, "
-		"chmod go-w",
+	log_err("the stream's file belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: "
+		"chown root, chmod go-w",
 		st.st_uid, r->vm->uid);
 	return -EPERM;
 }
@@ -95,7 +95,8 @@ static int check_room(struct arrivals *v, uint64_t len)
 	v->until_look = ROOM_EVERY;
 	if (host_memory_available(&have) || have >= ROOM_LEAST)
 		return 0;
-	log_err("guest RAM does not fit: %s of memory are left on this host; restore the VM into less with --ram", size_format(have, have_text));
+	log_err("guest RAM does not fit: %s of memory are left on this host; restore the VM into less with --ram",
+		size_format(have, have_text));
 	return -ENOMEM;
 }
 

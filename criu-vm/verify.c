@@ -4,9 +4,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "criu-vm/chunk_threads.h"
+#include "criu-vm/cmd.h"
 #include "images/format.h"
+#include "images/stream.h"
 #include "qemu/cmdline.h"
 #include "qemu/devstate.h"
 #include "qemu/disks.h"
@@ -47,11 +50,10 @@ static int64_t check_chunk(void *ctx, uint64_t item, const struct chunk_buffers 
 
 static int check_pages(struct verify *v)
 {
-	struct chunk_work work = { .what = "verifying memory", .nr = v->nr_layers * nr_chunks_of_all(v->images), .one = check_chunk, .ctx = v };
+	struct chunk_work work = { .what = "verifying memory", .nr = v->nr_layers * nr_chunks_of_all(v->images), .bytes = v->bytes,
+				   .one = check_chunk, .ctx = v };
 	int err;
 
-	for (unsigned i = 0; i < v->nr_layers; i++)
-		work.bytes += v->layers[i].bytes;
 	err = chunk_threads_run(&work);
 	if (err == -EINTR)
 		log_err("interrupted; not all was looked at");
@@ -85,8 +87,18 @@ static int count_layers(struct verify *v)
 				l->bytes += entry->stored;
 			}
 		}
+		v->pages += l->pages;
+		v->bytes += l->bytes;
 	}
 	return 0;
+}
+
+static bool device_state_is_good(const DeviceStateEntry *ds, const char *path)
+{
+	if (!qemu_devstate_check(ds->stream.data, ds->stream.len))
+		return true;
+	log_err("%s: the device state is not what QEMU saves", path);
+	return false;
 }
 
 static bool device_states_are_good(const struct verify *v)
@@ -94,12 +106,11 @@ static bool device_states_are_good(const struct verify *v)
 	bool good = true;
 
 	for (unsigned i = 0; i < v->nr_layers; i++) {
-		const DeviceStateEntry *ds = img_dir_device_state(v->layers[i].dir);
+		const struct img_dir *d = v->layers[i].dir;
+		const DeviceStateEntry *ds = img_dir_device_state(d);
 
-		if (ds && qemu_devstate_check(ds->stream.data, ds->stream.len)) {
-			log_err("%s/" IMG_NAME_DEVICE_STATE ": is not what QEMU saves", img_dir_path(v->layers[i].dir));
-			good = false;
-		}
+		if (ds)
+			good &= device_state_is_good(ds, img_dir_path(d));
 	}
 	return good;
 }
@@ -145,9 +156,15 @@ static void note(void *ctx, const char *text)
 	v->nr_problems += v->problems[v->nr_problems] != NULL;
 }
 
-static int look_at_all(const char *dir, struct verify *v)
+static void look_at_vm(struct verify *v, const VmEntry *vm)
 {
-	const VmEntry *vm;
+	v->restorable = can_be_rebuilt(vm);
+	v->restorable &= disks_are_good(vm);
+	v->restorable &= v->whole;
+}
+
+static int look_at_dir(const char *dir, struct verify *v)
+{
 	int err = img_dir_open(dir, &v->images);
 
 	if (err)
@@ -159,11 +176,30 @@ static int look_at_all(const char *dir, struct verify *v)
 	err = check_pages(v);
 	if (err || img_dir_ram_only(v->images))
 		return err;
-	vm = img_dir_vm(v->images);
-	v->restorable = can_be_rebuilt(vm);
-	v->restorable &= disks_are_good(vm);
-	v->restorable &= v->whole;
+	look_at_vm(v, img_dir_vm(v->images));
 	return 0;
+}
+
+static int look_at_stream(struct verify *v)
+{
+	_cleanup_free_ void *packed = aligned_alloc(PAGE_SIZE, IMG_CHUNK_SIZE);
+	struct img_stream_in *s = NULL;
+	struct img_stream_chunk c;
+	int ret = packed ? img_stream_in_open(STDIN_FILENO, cmd_interrupted, &s) : -ENOMEM;
+
+	while (!ret && (ret = img_stream_in_next(s, &c, packed)) == 1) {
+		v->pages += bitmap_count(c.present, IMG_CHUNK_PAGES);
+		v->bytes = v->pages * PAGE_SIZE;
+		ret = 0;
+	}
+	if (!ret) {
+		v->whole = device_state_is_good(img_stream_in_device_state(s), "the stream");
+		look_at_vm(v, img_stream_in_vm(s));
+	}
+	if (!packed)
+		log_err("out of memory");
+	img_stream_in_free(s);
+	return ret == -EINTR || ret == -ENOMEM ? ret : 0;
 }
 
 int verify_run(const char *dir, struct verify *v)
@@ -172,7 +208,7 @@ int verify_run(const char *dir, struct verify *v)
 
 	*v = (struct verify){ 0 };
 	log_listen(note, v);
-	err = look_at_all(dir, v);
+	err = dir ? look_at_dir(dir, v) : look_at_stream(v);
 	log_listen(NULL, NULL);
 	return err;
 }

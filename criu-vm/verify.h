@@ -23,16 +23,17 @@ struct verify_layer {
 };
 
 struct verify {
-	struct img_dir *images; // NULL: it could not be opened
+	struct img_dir *images; // NULL: it could not be opened, or is a stream
 	struct verify_layer *layers; // the newest first
 	unsigned nr_layers;
+	uint64_t pages, bytes; // stored, in all of them or in the stream; bytes as pages if a stream
 	_Atomic bool whole; // its files are as they were written, and fit one another
 	bool restorable; // and a VM could be restored from it here, now
 	char **problems;
 	_Atomic unsigned nr_problems;
 };
 
-// Looks at all, and logs every problem. Blocks on the disk, in several threads. 0: see v; -EINTR: interrupted; -ENOMEM. Logs.
-// verify_fini() follows in any case.
+// Looks at all of a directory, or of a stream on standard input (NULL), and logs every problem. Blocks on the disk, in several
+// threads. 0: see v; -EINTR: interrupted; -ENOMEM. Logs. verify_fini() follows in any case.
 int verify_run(const char *dir, struct verify *v);
 void verify_fini(struct verify *v);

@@ -95,7 +95,8 @@ static bool reap(struct img_pages *p)
 	p->buf[i].writing = false;
 
 	done = ret > 0 ? (size_t)ret & ~(PAGE_SIZE - 1) : 0;
-	if (ret >= 0 || ret == -EINTR || ret == -EAGAIN)
+	// The kernel cancels what it has not begun yet of a thread that ends; the buffer is as it was.
+	if (ret >= 0 || ret == -EINTR || ret == -EAGAIN || ret == -ECANCELED)
 		ret = io_pwrite_full(p->fd, p->buf[i].data + done, p->buf[i].len - done, p->buf[i].off + done);
 	if (ret && !p->err)
 		p->err = write_failed(p, p->buf[i].off + done, ret);

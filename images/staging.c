@@ -150,6 +150,7 @@ static void remove_partial(struct img_staging *s)
 
 	if (d) {
 		s->fd = -1;
+		rewinddir(d); // btrfs shows what was there when the directory was opened
 		while ((e = readdir(d)))
 			if (!is_dot(e->d_name))
 				unlinkat(dirfd(d), e->d_name, 0);

@@ -106,7 +106,8 @@ static int read_header(struct img_stream_in *s)
 		return damaged("the checksum of its header is wrong");
 	s->features = get_le64(h + 16);
 	if (get_le32(h + 8) != STREAM_VERSION || get_le32(h + 12) || s->features & ~IMG_FEATURE_ZSTD) {
-		log_err("the stream is of version %u with features %#" PRIx64 ", which this criu-vm does not know", get_le32(h + 8), s->features);
+		log_err("the stream is of version %u with features %#" PRIx64 ", which this criu-vm does not know", get_le32(h + 8),
+			s->features);
 		return -EOPNOTSUPP;
 	}
 	XXH3_64bits_update(s->digest, h, sizeof h);
@@ -249,8 +250,11 @@ static int read_device_state(struct img_stream_in *s, const struct record *r)
 {
 	ProtobufCMessage *m = NULL;
 	const char *fault;
-	int err = s->ds ? damaged("it has two device states") : read_message(s, r, &device_state_entry__descriptor, IMG_DEVICE_STATE_MAX, &m);
+	int err;
 
+	if (s->ds)
+		return damaged("it has two device states");
+	err = read_message(s, r, &device_state_entry__descriptor, IMG_DEVICE_STATE_MAX, &m);
 	if (err)
 		return err;
 	s->ds = (DeviceStateEntry *)m;
