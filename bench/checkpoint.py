@@ -100,13 +100,13 @@ class Bench:
     def environment(self):
         return {**os.environ, vm.TAG: self.tmp, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
 
-    def command(self, *line, fatal=True):
+    def command(self, *line):
         """(seconds, output)"""
         self.said(line)
         begin = time.monotonic()
         p = subprocess.run(line, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            text=True, timeout=600, check=False)
-        if p.returncode and fatal:
+        if p.returncode:
             raise vm.TestFailed(f"{' '.join(line)}: exit status {p.returncode}\n{p.stdout}")
         return time.monotonic() - begin, p.stdout
 
@@ -284,12 +284,15 @@ class Bench:
         """Seconds, or None if CRIU does not know this kernel."""
         os.makedirs(f"{self.tmp}/criu")
         begin = time.monotonic()
-        out = self.command(self.opts.criu, "dump", "-t", str(process.pid), "-D", f"{self.tmp}/criu", fatal=False)[1]
-        if process.poll() is None:
-            self.criu_failed = " ".join(out.split("\n"))
+        try:
+            self.command(self.opts.criu, "dump", "-t", str(process.pid), "-D", f"{self.tmp}/criu")
+        except (vm.TestFailed, OSError) as e:
+            self.criu_failed = " ".join(str(e).split("\n"))
             return None
         self.forget("criu")
-        return time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        process.wait()      # its pid is to be had again
+        return seconds
 
     def criu_load(self, process):
         seconds = self.command(self.opts.criu, "restore", "-d", "-D", f"{self.tmp}/criu")[0]

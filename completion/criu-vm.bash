@@ -12,7 +12,7 @@ declare -A _criu_vm_options=(
 	[stat]="--watch -w --prometheus"
 	[set]="--ram: --swap: --swap-sparse"
 	[lazy-pages]="--name: --swap: --images-dir: -D:"
-	[verify]=""
+	[verify]="--stream"
 	[merge]="--output: -o:"
 	[show]=""
 )

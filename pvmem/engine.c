@@ -116,6 +116,44 @@ static void lock_some(struct loop_op *op, int res)
 		loop_timer(e->o.loop, &e->lock_timer, LOCK_PAUSE_NS);
 }
 
+static void init_lists(struct pv_engine *e)
+{
+	pv_queues_init(&e->queues);
+	list_init(&e->zapping);
+	list_init(&e->zapped);
+	list_init(&e->draining);
+	list_init(&e->drained);
+	list_init(&e->writing);
+	list_init(&e->standby);
+	list_init(&e->writes);
+	list_init(&e->remap);
+	list_init(&e->delayed);
+}
+
+// False: the page table is damaged; logged.
+static bool init_chunks(struct pv_engine *e)
+{
+	for (uint64_t i = 0; i < e->nr_chunks; i++) {
+		size_t valid = bitmap_count(e->o.pages[i].valid, PV_CHUNK_PAGES);
+		uint64_t swapped[PV_WORDS];
+
+		list_init(&e->chunks[i].link);
+		pv_pages_of_home(&e->o.pages[i], PV_HOME_SWAP, swapped);
+		e->chunks[i].swap_used = !bitmap_empty(swapped, PV_CHUNK_PAGES);
+		if (!pv_pages_sane(&e->o.pages[i])) {
+			log_err("page table of chunk %lu is damaged: a page would be nowhere", i);
+			return false;
+		}
+		if (valid) {
+			e->charged += valid;
+			e->chunks[i].state = PV_RESIDENT;
+			e->chunks[i].placed = e->chunks[i].mapped = true;
+			pv_queues_add(&e->queues, &e->chunks[i]);
+		}
+	}
+	return true;
+}
+
 int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 {
 	uint64_t ram = 0, end = 0;
@@ -146,38 +184,13 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	set_goal(e, e->budget);
 	e->held = true;
 	e->begun_ns = clock_now_ns();
-	pv_queues_init(&e->queues);
-	list_init(&e->zapping);
-	list_init(&e->zapped);
-	list_init(&e->draining);
-	list_init(&e->drained);
-	list_init(&e->writing);
-	list_init(&e->standby);
-	list_init(&e->writes);
-	list_init(&e->remap);
-	list_init(&e->delayed);
+	init_lists(e);
 	e->delay_timer.op.done = pv_delay_timer_done;
 	e->zap_poll.done = pv_zap_poll_done;
 	e->remap_timer.op.done = pv_remap_timer_done;
-	for (uint64_t i = 0; i < e->nr_chunks; i++) {
-		size_t valid = bitmap_count(o->pages[i].valid, PV_CHUNK_PAGES);
-
-		uint64_t swapped[PV_WORDS];
-
-		list_init(&e->chunks[i].link);
-		pv_pages_of_home(&o->pages[i], PV_HOME_SWAP, swapped);
-		e->chunks[i].swap_used = !bitmap_empty(swapped, PV_CHUNK_PAGES);
-		if (!pv_pages_sane(&o->pages[i])) {
-			log_err("page table of chunk %lu is damaged: a page would be nowhere", i);
-			pv_engine_free(e);
-			return -EINVAL;
-		}
-		if (valid) {
-			e->charged += valid;
-			e->chunks[i].state = PV_RESIDENT;
-			e->chunks[i].placed = e->chunks[i].mapped = true;
-			pv_queues_add(&e->queues, &e->chunks[i]);
-		}
+	if (!init_chunks(e)) {
+		pv_engine_free(e);
+		return -EINVAL;
 	}
 	// A pager before us was killed while it shrank: goes on as that one would have.
 	if (e->charged > e->budget)

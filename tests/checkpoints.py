@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Checkpoints that are verified, merged, streamed and damaged.
+"""Checkpoints that are verified, merged, streamed and damaged, and those of VMs with disks.
 
     checkpoints.py [--places N] [-k SUBSTRING]... [-j N] [--keep] [--list] [--build DIR] [--criu-vm FILE] [--dir DIR]
 
@@ -11,6 +11,7 @@ import sys
 
 import suite
 import checkpoints_damage       # noqa: F401; they register their tests
+import checkpoints_disks        # noqa: F401
 import checkpoints_merge        # noqa: F401
 import checkpoints_stream       # noqa: F401
 from life_rig import LifeRig

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 
-from misuse_rig import Skip, cases, check, test, wait_for
+from misuse_rig import MIB, Skip, cases, check, test, wait_for
 
 
 def chain(rig, vm, *args, last=()):
@@ -19,6 +19,16 @@ def chain(rig, vm, *args, last=()):
     rig.criu_vm("dump", str(vm.pid), "-D", dirs[2], "--prev-images-dir", dirs[1], *args, *last).check(0)
     vm.wait_end(5)
     return dirs
+
+
+def flip_all_over(path):
+    """A bit in each 64 KiB, but for the first chunks, which loading the device state needs. Twice is not at all."""
+    with open(path, "r+b") as f:
+        for at in range(2 * MIB + 1000, os.path.getsize(path), 1 << 16):
+            f.seek(at)
+            byte = f.read(1)
+            f.seek(at)
+            f.write(bytes([byte[0] ^ 0x20]))
 
 
 def verified(rig, path, status=0):
@@ -88,6 +98,9 @@ def merge_shares_blocks(rig):
     size = os.path.getsize(f"{disk}/b/pages-1.img")
     check(used < size / 2, f"{used} bytes more for {size} bytes of pages")
     rig.restore(vm, images=f"{disk}/b").kill()
+    flip_all_over(f"{disk}/b/pages-1.img")
+    rig.fails("merge", f"{disk}/b", "-o", f"{disk}/c", says=["damaged"])
+    check(sorted(os.listdir(disk)) == ["a", "b"], f"left: {os.listdir(disk)}")
 
 
 @test

@@ -30,6 +30,13 @@ def stream_to_file(rig, vm, *args):
     return path
 
 
+def verify_stream(rig, path):
+    """Its status and answer."""
+    with open(path, "rb") as f:
+        process = rig.start(rig.line("verify", "--stream", "--json"), stdin=f, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return process.wait(60), json.loads(process.stdout.read())
+
+
 def restore_from(rig, stdin, *args, name=None):
     line = rig.line("restore", "--stream", "--name", name or rig.name, "--json", *args)
     return rig.start(line, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
@@ -161,9 +168,40 @@ def stream_damaged(rig, *dump_args):
         with open(path, "rb") as f:
             result = rig.end_criu_vm(restore_from(rig, f)).check(1, "stream")
         check("QEMU" not in result.err, f"byte {at}: {result}")
+        check(verify_stream(rig, path)[0] == 1, f"byte {at}: verify finds nothing")
     check(rig.text_of(f"{vm.dir}/serial.log") == before, "it ran")
     rig.nothing_left()
     with open(path, "wb") as f:
         f.write(whole)
+    status, answer = verify_stream(rig, path)
+    check(not status and answer["whole"] and answer["restorable"] and answer["pages"] > 256, f"verify: {answer}")
     with open(path, "rb") as f:
         restored(rig, vm, restore_from(rig, f))
+
+
+@cases(plain=("-R",), background=("-R", "--background"), zstd=("-R", "--background", "--compress", "zstd"))
+def stream_of_a_vm_that_runs_on(rig, *args):
+    vm = rig.vm()
+    path = f"{rig.tmp}/stream"
+    with open(path, "wb") as f:
+        end(start_dump(rig, vm, f, *args), 0, "runs on")
+    vm.runs_on()
+    vm.kill()
+    with open(path, "rb") as f:
+        restored(rig, vm, restore_from(rig, f)).runs_on()
+
+
+@test
+def stream_of_a_paged_vm(rig):
+    """From private virtual memory into private virtual memory."""
+    old = rig.vm(ram=64)
+    rig.dump(old)
+    vm = rig.restore(old, *rig.lazy_small())
+    path = f"{rig.tmp}/stream"
+    with open(path, "wb") as f:
+        end(rig.start(rig.line("dump", rig.name, "--stream", "-R"), stdout=f, stderr=subprocess.PIPE, text=True), 0, "runs on")
+    vm.runs_on()
+    vm.kill()
+    rig.nothing_left()
+    with open(path, "rb") as f:
+        restored(rig, vm, restore_from(rig, f, "--ram", "16M", "--swap", f"{rig.tmp}/swap/image")).runs_on()

@@ -23,7 +23,7 @@
 // Two blocks, the second ends within a chunk.
 #define NR_CHUNKS 7
 static const uint64_t lens[] = { 4 * MiB, 2 * MiB + 8 * PAGE_SIZE };
-static char dir[40]; // in memory: all is synced
+static char base[40], dir[48]; // of all tests, in memory, since all is synced; of one
 static uint8_t *ram[2];
 
 static const char *path(const char *name)
@@ -42,10 +42,22 @@ static int remove_one(const char *name, const struct stat *st, int type, struct 
 	return remove(name);
 }
 
+static void make_base(void)
+{
+	snprintf(base, sizeof base, "%s/test_merge.XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
+	ck_assert_ptr_nonnull(mkdtemp(base));
+}
+
+// Goes also when a test dies.
+static void remove_base(void)
+{
+	nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 static void setup(void)
 {
 	log_init(getenv("VERBOSE") ? 2 : -1, LOG_WARN, NULL, false); // the messages are expected
-	snprintf(dir, sizeof dir, "%s/test_merge.XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
+	snprintf(dir, sizeof dir, "%s/XXXXXX", base);
 	ck_assert_ptr_nonnull(mkdtemp(dir));
 	srandom(1);
 	for (int b = 0; b < 2; b++)
@@ -331,6 +343,7 @@ int main(void)
 	SRunner *sr = srunner_create(s);
 	int failed;
 
+	tcase_add_unchecked_fixture(tc, make_base, remove_base);
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, a_chain_becomes_one, 0, 8);

@@ -328,6 +328,72 @@ START_TEST(recover_killed_anywhere)
 }
 END_TEST
 
+// ---- a harvest that takes the kernel's knowledge away
+
+#define WRITTEN_FIRST 700
+#define WRITTEN 30
+
+static void do_harvest(void *arg)
+{
+	pv_engine_harvest(((struct rig *)arg)->e);
+}
+
+// Killed before or behind that system call of it. False: it has ended earlier.
+static bool harvest_killed(struct rig *r, unsigned stop)
+{
+	pid_t pid = traced_fork(do_harvest, r);
+
+	while (traced_step(pid, PTRACE_SYSCALL))
+		if (!stop--) {
+			traced_kill(pid);
+			return true;
+		}
+	return false;
+}
+
+// All that was written is found by the next one, as stale and as dirty.
+START_TEST(harvest_killed_anywhere)
+{
+	struct pv_recovered what;
+	bool killed = true;
+	struct rig r;
+
+	rig_init(&r, PAGES, 0, BUDGET);
+	unserved_start(&r);
+	r.io_fd = io_ring_new(RIG_ENTRIES);
+	rig_new_zapper(&r);
+	rig_new_loop(&r);
+	r.ops = (struct pv_ops){ .ctx = &r, .drain = rig_drain, .source_done = rig_source_done };
+	rig_new_engine(&r);
+	pv_engine_run(r.e);
+	rig_do(&r, 0, GUEST_WRITE, 0, r.g->nr_pages);
+	for (unsigned stop = 0; killed; stop++) {
+		pv_engine_harvest(r.e);
+		for (size_t i = 0; i < r.nr_chunks; i++) {
+			uint64_t all[PV_WORDS];
+
+			memset(all, 0xff, sizeof all);
+			pv_pages_set_home(&r.pages[i], all, PV_HOME_SWAP); // as if it were
+			memset(r.pages[i].dirty, 0, sizeof all);
+		}
+		rig_do(&r, 1, GUEST_WRITE, WRITTEN_FIRST, WRITTEN);
+		killed = harvest_killed(&r, stop);
+		recover(&r, &what);
+		for (size_t page = WRITTEN_FIRST; page < WRITTEN_FIRST + WRITTEN; page++) {
+			const struct pv_pages *p = &r.pages[page / PV_CHUNK_PAGES];
+
+			ck_assert_msg(bitmap_test(p->dirty, page % PV_CHUNK_PAGES), "page %zu is not dirty, after %u", page, stop);
+			ck_assert_int_eq(pv_page_home(p, page % PV_CHUNK_PAGES), PV_HOME_NONE);
+		}
+		ck_assert(killed || stop >= 2);
+	}
+	loop_fini(&r.loop);
+	pv_engine_free(r.e);
+	close(r.io_fd);
+	unserved_end(&r);
+}
+END_TEST
+
 // What QEMU has never mapped may count as written, or as the table says: it is as good.
 START_TEST(never_mapped)
 {
@@ -403,6 +469,7 @@ int main(void)
 	add(s, validity_between_instructions, 2);
 	add(s, rows, 1);
 	add(s, recover_killed_anywhere, 1);
+	add(s, harvest_killed_anywhere, 1);
 	add(s, never_mapped, 1);
 	add(s, not_known, 1);
 	add(s, damaged, 1);

@@ -304,7 +304,8 @@ static const struct {
 	{ MM_ZAP_RING, false, 0 }, { MM_ZAP_PAGEOUT, false, NSEC_PER_MSEC }, { MM_ZAP_RING, true, 0 }, { MM_ZAP_RING, false, NSEC_PER_MSEC },
 };
 
-// Somebody takes the dirty bits. What he knows of the guest then: seq is odd of a page that was just being changed.
+// Somebody takes the dirty bits. What he knows of the guest then; seq is odd of a page that was just being changed, or that may hold
+// two things.
 struct taken {
 	uint32_t seq[GUEST_MAX_PAGES];
 	uint64_t seed[GUEST_MAX_PAGES];
@@ -314,15 +315,15 @@ static struct taken *take_dirty(struct rig *r)
 {
 	struct taken *t = calloc(1, sizeof *t);
 
-	for (size_t i = 0; i < r->g->nr_pages; i++) {
-		t->seq[i] = r->g->seq[i];
-		t->seed[i] = r->g->seed[i];
-		if (r->g->seq[i] != t->seq[i])
-			t->seq[i] |= 1;
-	}
 	for (size_t i = 0; i < r->nr_chunks; i++)
 		for (unsigned w = 0; w < PV_WORDS; w++)
 			__atomic_store_n(&r->pages[i].dirty[w], 0, __ATOMIC_SEQ_CST);
+	for (size_t i = 0; i < r->g->nr_pages; i++) {
+		t->seq[i] = r->g->seq[i];
+		t->seed[i] = r->g->seed[i];
+		if (r->g->seq[i] != t->seq[i] || r->g->other[i])
+			t->seq[i] |= 1;
+	}
 	return t;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Rewrites its memory at a given rate, in a scattered order, and meanwhile goes through all of it and verifies. A page is verified
 // before it is rewritten, too. A pass is once through all memory; it says how many pages have been rewritten so far, by which
-// a reader knows the rate that was reached. Pauses are not made up for.
+// a reader knows the rate that was reached: a pause is not made up for, and a rate out of reach lets verification go on.
 //
 //	rate=BYTES	a second (0)
 //
@@ -9,11 +9,11 @@
 #include "guest.h"
 
 #define STRIDE		2654435761u	// a prime larger than any number of pages here
-#define BURST_US	20000u		// of the rate, the most that is caught up with
 #define CHECKED		32u		// pages, between two looks at the clock
+#define REWRITTEN	256u		// pages at one look, at most
 
 static uint64_t nr, rate, written;	// written: pages; the next one is number `written` of the order that has no end
-static uint64_t due_us_bytes;		// what time has made due, in microseconds times bytes a second
+static uint64_t due;			// in microseconds times bytes a second
 static uint32_t looked;
 
 // What the page that comes `turn`-th in each round holds, after that many rounds.
@@ -38,11 +38,14 @@ static void rewrite(void)
 
 static void rewrite_what_is_due(void)
 {
-	uint32_t now = timer_now(), us = elapsed_us(looked);
+	const uint64_t page = PAGE_SIZE * 1000000ull;
+	uint32_t now = timer_now();
 
+	due += elapsed_us(looked) * rate;
 	looked = now;
-	due_us_bytes += (us < BURST_US ? us : BURST_US) * rate;
-	for (; due_us_bytes >= PAGE_SIZE * 1000000ull; due_us_bytes -= PAGE_SIZE * 1000000ull)
+	if (due > REWRITTEN * page)
+		due = REWRITTEN * page;
+	for (; due >= page; due -= page)
 		rewrite();
 }
 
