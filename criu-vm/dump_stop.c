@@ -51,6 +51,8 @@ static int start_guardian(struct dump *d)
 		setsid();
 		cmd_ignore_signals();
 		close(line[1]);
+		if (d->o->stream_fd >= 0)
+			close(d->o->stream_fd); // its reader shall see the end
 		if (!read(line[0], &word, 1) && !is_complete(d)) {
 			fcntl(qmp_fd(d->vm->qmp), F_SETFL, 0);
 			if (write(qmp_fd(d->vm->qmp), cont, sizeof cont - 1) > 0)

@@ -69,6 +69,9 @@ struct cmdline_word {
 // The list's next word; false at its end.
 bool cmdline_next_word(const char **list, struct cmdline_word *w);
 
+// QEMU knows a doubled comma in values only, in a key it ends the word: a list that would be read in two ways is refused. 0, -EINVAL.
+int cmdline_check_keys(const struct cmdline_option *opt);
+
 // The list's words of these keys, or all others, each with a comma before it.
 void cmdline_put_words(FILE *f, const char *list, const char *const *keys, bool these);
 

@@ -110,6 +110,8 @@ static int fix_machine(struct cmdline *c, struct cmdline_option *opt)
 		log_err("the VM is a machine of the type %s and stays one; leave '%s' out: -machine key=value,...", c->o->machine, type);
 		return -EINVAL;
 	}
+	if (cmdline_check_keys(opt))
+		return -EINVAL;
 	cmdline_next_word(&list, &first);
 	if (first.key_len != first.len) // else it is the type
 		list = opt->value;
@@ -262,6 +264,8 @@ static int refuse_fds(const struct cmdline_option *opt)
 		found = json_uses_fd(v);
 		json_decref(v);
 	} else if (opt->rule->opts) {
+		if (cmdline_check_keys(opt))
+			return -EINVAL;
 		while (cmdline_next_word(&list, &w))
 			if (w.key_len < w.len)
 				found |= key_is_fd(w.s, w.key_len, w.s + w.key_len + 1, w.len - w.key_len - 1);

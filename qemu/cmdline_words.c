@@ -24,6 +24,17 @@ bool cmdline_next_word(const char **list, struct cmdline_word *w)
 	return true;
 }
 
+int cmdline_check_keys(const struct cmdline_option *opt)
+{
+	const char *list = opt->value;
+	struct cmdline_word w;
+
+	while (cmdline_next_word(&list, &w))
+		if (memchr(w.s, ',', w.key_len) && (w.key_len < w.len || w.s != opt->value))
+			return cmdline_invalid(opt, "a comma in the name of a key");
+	return 0;
+}
+
 // "key=...", "key.0=...", "key", "nokey".
 static bool word_is(const struct cmdline_word *w, const char *key)
 {
