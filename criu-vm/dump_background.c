@@ -256,6 +256,14 @@ static void end_waiting(struct background *b)
 	pthread_mutex_unlock(&b->lock);
 }
 
+// What QEMU was giving back while the last chunks were read has been told to the pager when QEMU answers.
+static int finish_snapshot(struct dump *d)
+{
+	int r = qmp_call(d->vm->qmp, "query-status", NULL, NULL);
+
+	return r ? r : ram_snapshot_finish(d->ram);
+}
+
 // After an error nothing is protected any more: who waits, QEMU's main thread perhaps, goes on.
 static int run_threads(struct background *b)
 {
@@ -272,12 +280,14 @@ static int run_threads(struct background *b)
 	end_waiting(b);
 	if (!b->paged)
 		pthread_join(waiter, NULL);
-	if (!r && b->paged)
-		r = ram_snapshot_check(b->d->ram);
-	dump_unprotect(b->d);
+	if (!b->paged || r)
+		dump_unprotect(b->d);
 	if (!going)
 		pthread_join(goer, NULL);
-	return r ? r : b->err ? b->err : b->go_on_err;
+	r = r ? r : b->err ? b->err : b->go_on_err;
+	if (!r && b->paged)
+		r = finish_snapshot(b->d);
+	return r;
 }
 
 int dump_copy_background(void *ctx)

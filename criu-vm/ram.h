@@ -51,11 +51,11 @@ int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t 
 
 // Of a VM in private virtual memory: its RAM as it is at one instant, while it runs on (pvmem/snapshot.h). Between prepare and
 // instant the caller stops the VM. Then the VM may go on, and ram_present() and ram_read() are of the instant; each chunk that was
-// read is done, and those that the guest waits for are wanted before all others. What was read is good if ram_snapshot_check() says
-// so behind the last one. Logs.
+// read is done, and those that the guest waits for are wanted before all others. What was read is good if ram_snapshot_finish() says
+// so, after the last one and a round trip to QEMU: a page is given back before that is told. Logs.
 int ram_snapshot_prepare(struct ram *r);
 int ram_snapshot_instant(struct ram *r);
 bool ram_snapshot_wanted(struct ram *r, uint32_t *block, uint64_t *chunk);
 void ram_snapshot_done(struct ram *r, uint32_t block, uint64_t chunk);
-int ram_snapshot_check(const struct ram *r); // 0, or -ESTALE
-void ram_snapshot_end(struct ram *r); // harmless if there is none
+int ram_snapshot_finish(struct ram *r); // 0, or -ESTALE
+void ram_snapshot_end(struct ram *r); // of one that is given up; harmless if there is none

@@ -80,12 +80,20 @@ void ram_snapshot_done(struct ram *r, uint32_t block, uint64_t chunk)
 	pv_reader_done(r->reader, r->blocks[block].first + chunk);
 }
 
-int ram_snapshot_check(const struct ram *r)
+int ram_snapshot_finish(struct ram *r)
 {
-	if (pv_snapshot_phase(r->snapshot) == PV_SNAP_TAKEN)
-		return 0;
-	log_err("the pager of VM '%s' has given the snapshot up; its log says why", r->o.name);
-	return -ESTALE;
+	json_t *answer = NULL;
+	int err;
+
+	r->has_snapshot = false;
+	err = ram_ask_pager(r, json_pack("{s:s}", "execute", "snapshot-end"), &answer);
+	if (!err && !json_is_true(json_object_get(answer, "taken"))) {
+		log_err("the pager of VM '%s' has given the snapshot up; its log says why", r->o.name);
+		err = -ESTALE;
+	}
+	json_decref(answer);
+	vm_snapshot_close(r->state.nr_chunks, steal_ptr(&r->snapshot), steal_fd(&r->shadow_fd));
+	return err;
 }
 
 void ram_snapshot_end(struct ram *r)

@@ -198,6 +198,8 @@ static bool is_named(const struct now *n, const struct now_opt *self, const char
 {
 	size_t len = strlen(id);
 
+	if (!len)
+		return true;
 	for (const struct now_opt *o = n->opt; o < n->opt + n->nr; o++) {
 		if (o == self || !o->name || !o->value || is_monitor_of(o, id))
 			continue;

@@ -16,7 +16,7 @@ import sys
 import tarfile
 
 import suite
-from misuse_rig import QEMU, TESTS, Rig, Skip, Vm, cases, check, test
+from misuse_rig import QEMU, TESTS, Rig, Skip, Vm, cases, check, copy_program, test
 
 GOLDEN = {os.path.basename(p).split(".")[0]: p for p in sorted(glob.glob(f"{suite.ROOT}/tests/golden/*.tar.xz"))}
 ALL_OF_A_PAGE = 4096
@@ -113,7 +113,7 @@ def crit_shows(rig, *dump_args):
 def restore_in_a_copy_of_qemu(rig):
     vm = rig.checkpoint(args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
     other = f"{rig.tmp}/qemu-system-other"
-    shutil.copy(QEMU, other)
+    copy_program(QEMU, other)
     copy = rig.restore(vm, "--qemu", os.path.relpath(other))
     check(os.readlink(f"/proc/{copy.pid}/exe") == other, "the VM runs in another QEMU than was asked for")
     copy.runs_on()

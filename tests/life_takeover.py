@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 
-from misuse_rig import alive, cases, check, test, wait_for
+from misuse_rig import alive, cases, check, copy_program, test, wait_for
 
 FLAGS = {"eager": ["--ram", "16M", "--swap", "{tmp}/swap/image"], "lazy": ["--lazy-pages"],
          "lazy-small": ["--lazy-pages", "--ram", "16M", "--swap", "{tmp}/swap/image"]}
@@ -176,7 +175,7 @@ def by_hand_unknown(rig):
 
 
 def another_binary(rig):
-    return shutil.copy(rig.opts.criu_vm, f"{rig.tmp}/newer")
+    return copy_program(rig.opts.criu_vm, f"{rig.tmp}/newer")
 
 
 def take_over_by(rig, binary, *args):

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import time
 
-from misuse_rig import MIB, NOBODY, QEMU, Skip, cases, check, peer_pid, test, wait_for
+from misuse_rig import MIB, NOBODY, QEMU, Skip, cases, check, copy_program, peer_pid, test, wait_for
 
 METADATA = ["inventory.img", "vm.img", "device-state.img", "pagemap-1.img", "stats-dump.img"]
 
@@ -366,7 +366,7 @@ def restore_memory_replaced(rig):
 @test
 def restore_qemu_gone(rig):
     qemu = f"{rig.tmp}/qemu-system-copy"
-    shutil.copy(QEMU, qemu)
+    copy_program(QEMU, qemu)
     vm = rig.checkpoint(qemu=qemu, args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
     os.rename(qemu, qemu + ".moved")
     for lazy in ([], ["--lazy-pages"]):
@@ -378,7 +378,7 @@ def restore_qemu_gone(rig):
 @test
 def restore_qemu_cannot_run(rig):
     qemu = f"{rig.tmp}/qemu-system-copy"
-    shutil.copy(QEMU, qemu)
+    copy_program(QEMU, qemu)
     rig.checkpoint(qemu=qemu, args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
     for content, mode in ((b"#!/no/such/shell\n", 0o755), (b"#!/bin/sh\necho no more of that; exit 3\n", 0o755), (b"", 0o644)):
         os.unlink(qemu)

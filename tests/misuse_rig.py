@@ -51,6 +51,13 @@ def check(good, what):
         raise TestFailed(what)
 
 
+def copy_program(source, target):
+    """A copy that can be run at once. Were it written by this process, a child that another test's thread is just starting might
+    hold it open for writing a moment longer."""
+    subprocess.run(["cp", "--", source, target], check=True)
+    return target
+
+
 def wait_for(what, seconds, condition):
     def there():
         check(not stopping.is_set(), "interrupted")

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A restored QEMU that takes its time, or ends, before its monitor answers."""
 import os
-import shutil
 import signal
 import time
 
-from misuse_rig import QEMU, Vm, cases, check, peer_pid, test, wait_for
+from misuse_rig import QEMU, Vm, cases, check, copy_program, peer_pid, test, wait_for
 
 
 def asleep(rig, script):
     """A checkpoint whose QEMU is this shell script when it is restored; {qemu} in it is the real one."""
     qemu = f"{rig.tmp}/qemu-system-copy"
-    shutil.copy(QEMU, qemu)
+    copy_program(QEMU, qemu)
     old = rig.checkpoint(qemu=qemu, args=["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"])
     os.rename(qemu, f"{qemu}.real")
     with open(qemu, "w", encoding="ascii") as f:
