@@ -161,7 +161,7 @@ static void untrack(struct dump *d)
 	if (!d->is_tracked)
 		return;
 	if (d->tracked.uffd >= 0)
-		mm_track_end(d->vm->pid, d->tracked.uffd);
+		mm_track_end(d->vm->pid, d->tracked.uffd, d->ram ? ram_ranges(d->ram) : NULL, d->ram ? d->nr_guest : 0);
 	tracked_remove(d->o->run_root, d->vm->pid);
 	d->is_tracked = false;
 }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "criu-vm/dump_int.h"
 #include "criu-vm/uffd_dev.h"
@@ -16,6 +17,7 @@
 // Chunks that writers wait for no longer, and that are not written yet.
 #define SAVED_CHUNKS 64
 #define WANTED_TIMEOUT_MS 100
+#define WRITER_NICE 10 // the guest's CPUs are the guest's
 
 int dump_protect(void *ctx)
 {
@@ -273,6 +275,7 @@ static int run_threads(struct background *b)
 	if (r)
 		return r;
 	r = going = -pthread_create(&goer, NULL, let_go, b);
+	setpriority(PRIO_PROCESS, 0, WRITER_NICE); // this thread's
 	if (!r)
 		r = dump_write_first(b->d);
 	if (!r)

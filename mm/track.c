@@ -34,6 +34,8 @@
 #define UFFD_KIND "anon_inode:[userfaultfd]"
 #define FEATURES (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC)
 
+#define PIECE (16 * MiB)
+
 enum kind { ANON, SHARED, PRIVATE_FILE };
 
 static int kind_of(pid_t pid, uint64_t hva, enum kind *kind)
@@ -79,9 +81,9 @@ int mm_track_take(struct mm_pagemap *pm, const struct mm_range *r, uint64_t *bit
 	memset(bitmap, 0, BITMAP_WORDS(nr) * sizeof *bitmap);
 	ret = kind_of(mm_pagemap_pid(pm), r->hva, &kind);
 	if (!ret)
-		ret = mm_pagemap_scan(pm, r->hva, r->len, kind == SHARED ? MM_SCAN_NONE_CLEAR : MM_SCAN_HELD_CLEAR, bitmap);
-	if (!ret && kind == SHARED)
-		ret = add(pm, r, MM_SCAN_WRITTEN_CLEAR, false, bitmap);
+		ret = mm_pagemap_scan(pm, r->hva, r->len, kind == SHARED ? MM_SCAN_WRITTEN_CLEAR : MM_SCAN_HELD_CLEAR, bitmap);
+	if (!ret && kind == SHARED) // behind the first: what the kernel unmaps between the two is then in one of them
+		ret = add(pm, r, MM_SCAN_NONE_CLEAR, false, bitmap);
 	if (!ret && kind == PRIVATE_FILE)
 		ret = add(pm, r, MM_SCAN_COPIED_CLEAN, true, bitmap);
 	if (nr % 64)
@@ -132,8 +134,9 @@ bool mm_track_is_there(pid_t pid, int target_uffd)
 	return readlink(path, link, sizeof link - 1) > 0 && !strcmp(link, UFFD_KIND);
 }
 
-// The last close lifts the write-protection, which takes a while: it is ours, not the main thread's of the process.
-int mm_track_end(pid_t pid, int target_uffd)
+// The last close lifts the write-protection that is left, and no page fault of the process is served meanwhile. So most of it is lifted
+// before, and the last close is ours, not the process's main thread's.
+int mm_track_end(pid_t pid, int target_uffd, const struct mm_range *ranges, size_t nr)
 {
 	_cleanup_close_ int uffd = -1;
 	int ret;
@@ -141,5 +144,8 @@ int mm_track_end(pid_t pid, int target_uffd)
 	if (!mm_track_is_there(pid, target_uffd))
 		return 0;
 	ret = mm_fetch_fd(pid, target_uffd, UFFD_KIND, &uffd);
+	for (size_t i = 0; !ret && i < nr; i++)
+		for (uint64_t off = 0; off < ranges[i].len; off += PIECE)
+			mm_uffd_writeprotect(uffd, ranges[i].hva + off, ranges[i].len - off < PIECE ? ranges[i].len - off : PIECE, false);
 	return ret ? ret : mm_plant_remove(pid, target_uffd, UFFD_KIND);
 }

@@ -23,9 +23,9 @@ struct mm_range {
 int mm_track_begin(pid_t pid, int target_uffd_dev, const struct mm_range *ranges, size_t nr, int *target_uffd);
 // Is that descriptor a userfaultfd still? Then the tracker is there.
 bool mm_track_is_there(pid_t pid, int target_uffd);
-// Takes the tracker out of the process, which goes on meanwhile, but maps and unmaps nothing for some 20 ms a GiB. It need not be
-// there any more, nor the process. -errno is logged.
-int mm_track_end(pid_t pid, int target_uffd);
+// Takes the tracker out of the process, which goes on meanwhile. ranges: those of its begin; without them it maps and unmaps nothing
+// for some 20 ms a GiB. The tracker need not be there any more, nor the process. -errno is logged.
+int mm_track_end(pid_t pid, int target_uffd, const struct mm_range *ranges, size_t nr);
 
 // The pages written since the tracker's begin, or since they were taken before: bitmap (a bit a page of the range) is cleared, then
 // set where written. The kernel's knowledge is gone with that: whoever has taken it, and fails, has to know it by himself.

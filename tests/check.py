@@ -26,7 +26,8 @@ ZDTM_CHECK = [
     ["-a", "tcg", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
      "-t", "timer", "-t", "touch", "-f", "eager-small", "-f", "lazy-small"],
     ["-a", "tcg", "-t", "disk", "-t", "disk-threads", "-t", "disk-uring", "-f", "lazy-small"],
-    ["-a", "tcg", "-t", "disk", "-f", "predump", "-f", "running-chain", "-f", "background", "-f", "paged-chain", "-f", "paged-background"],
+    ["-a", "tcg", "-t", "disk-deep", "-f", "predump"],      # the one that notices a pre-dump without its drain
+    ["-a", "tcg", "-t", "disk", "-f", "running-chain", "-f", "background", "-f", "paged-chain", "-f", "paged-background"],
     ["-a", "tcg", "-t", "memory-memfd", "-f", "predump", "-f", "background"],
     ["-a", "kvm", "-t", "memory", "-t", "smp", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "eager", "-f", "lazy-small"],
     ["-a", "kvm", "-t", "memory", "-t", "disk", "-f", "predump-lazy", "-f", "background", "-f", "paged-running", "-f", "paged-background"],

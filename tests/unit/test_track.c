@@ -39,9 +39,9 @@ static void copy_start(struct copy *c)
 static void copy_end(struct copy *c)
 {
 	ck_assert(mm_track_is_there(c->child.pid, c->tracker));
-	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker), 0);
+	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker, &c->range, 1), 0);
 	ck_assert(!mm_track_is_there(c->child.pid, c->tracker));
-	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker), 0);
+	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker, &c->range, 1), 0);
 	mm_source_close(c->source);
 	mm_pagemap_close(c->pagemap);
 	free(c->memory);
@@ -173,7 +173,7 @@ START_TEST(untouched_memory_costs_nothing)
 	r = (struct mm_range){ c.hva, len };
 	ck_assert_int_eq(mm_track_begin(c.pid, -1, &r, 1, &tracker), 0);
 	ck_assert_uint_lt(page_tables(c.pid), MiB);
-	ck_assert_int_eq(mm_track_end(c.pid, tracker), 0);
+	ck_assert_int_eq(mm_track_end(c.pid, tracker, &r, 1), 0);
 	memory_stop(&c);
 }
 END_TEST
@@ -267,7 +267,7 @@ START_TEST(errors)
 	kill(c.pid, SIGKILL);
 	waitpid(c.pid, NULL, 0);
 	ck_assert(!mm_track_is_there(c.pid, tracker));
-	ck_assert_int_eq(mm_track_end(c.pid, tracker), 0);
+	ck_assert_int_eq(mm_track_end(c.pid, tracker, &r, 1), 0);
 	ck_assert_int_eq(mm_track_begin(c.pid, -1, &r, 1, &tracker), -ESRCH);
 	munmap(c.box, sizeof *c.box);
 }
