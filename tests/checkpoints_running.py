@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Checkpoints of VMs that run on: cut off, onto full disks, paused ones, of other users, with balloons, in private virtual memory."""
+import glob
 import os
 import random
 import shutil
 import signal
 import time
 
-from misuse_rig import MIB, NOBODY, Qmp, alive, cases, check, test, wait_for
+from misuse_rig import MIB, NOBODY, Qmp, cases, check, test, wait_for
 
-LONG = []                                               # tests that a check has no time for
 PRE_DUMP, RUNNING, TRACKED = ["pre-dump"], ["dump", "-R"], ["dump", "-R", "--track-mem"]
 BACKGROUND, STOPPED, ENDS = ["dump", "-R", "--background"], ["dump", "-s"], ["dump"]
 KINDS = {"predump": PRE_DUMP, "running": RUNNING, "increment": TRACKED, "background": BACKGROUND, "stopped": STOPPED}
@@ -92,24 +92,36 @@ class Heads:
     def __init__(self, rig, vm, first):
         self.rig, self.vm, self.paths = rig, vm, [first]
 
-    def next(self, name, says="--prev-images-dir"):
+    def last(self, kind):
+        return self.paths[-1] if kind is TRACKED else None
+
+    def made(self, kind, path):
+        """A checkpoint that was made without us. An increment is restored with all that it is made of."""
+        if kind is TRACKED:
+            self.paths[-1] = path
+        else:
+            self.paths.append(path)
+
+    def next(self, name):
         """An increment of the last one, or the reason that it cannot be made. The VM is saved whole then."""
         path, parent = f"{self.rig.tmp}/{name}", self.paths[-1]
         result = self.rig.criu_vm(*line(self.vm, TRACKED, path, parent))
         if result.status == 0:
-            self.paths[-1] = path                       # what it is made of is restored with it
+            self.paths[-1] = path
         else:
-            result.check(1, os.path.basename(parent), says)
+            result.check(1, parent)
             check(not os.path.exists(path), f"it is there, and failed; {result}")
             self.paths.append(save(self.rig, self.vm, TRACKED, path))
         self.vm.runs_on()
 
-    def restore(self, *more):
-        """Each of them, after a last one that ends the VM. more: others of this VM."""
+    def restore(self):
+        """Each of them, after a last one that ends the VM."""
         self.vm.passes(1)
-        last = save(self.rig, self.vm, ENDS, "last", self.paths[-1])
-        for path in (*self.paths[:-1], last, *more):
-            restored(self.rig, self.vm, path)
+        self.paths[-1] = save(self.rig, self.vm, ENDS, "last", self.paths[-1])
+        self.rig.nothing_left()
+        for path in self.paths:
+            if os.path.exists(f"{path}/device-state.img"):  # a pre-dump that nothing was built upon has none
+                restored(self.rig, self.vm, path)
 
 
 def cut(rig, vm, kind, path, parent, seconds, signum):
@@ -127,42 +139,38 @@ def cut(rig, vm, kind, path, parent, seconds, signum):
     return there
 
 
-def cut_off(rig, kind, signum):
+@cases(**{f"{kind}_{name}": (kind, signum) for kind in KINDS for name, signum in (("sigint", signal.SIGINT), ("sigkill", signal.SIGKILL))})
+def running_cut_off(rig, kind, signum):
     """At random moments. The VM runs on; another increment is right, or refused; a whole one is right."""
-    vm, command = rig.vm(), KINDS[kind]
-    heads, good = Heads(rig, vm, save(rig, vm, TRACKED, "first")), []
+    vm, kind = rig.vm(), KINDS[kind]
+    first = save(rig, vm, TRACKED, "first")
     begin = time.monotonic()
-    save(rig, vm, command, "measure", heads.paths[0] if kind == "increment" else None)
+    save(rig, vm, kind, "measure", first if kind is TRACKED else None)
     seconds = time.monotonic() - begin
-    if kind == "stopped":
+    if kind is STOPPED:
         vm.qmp("cont")
-    heads.paths.append(save(rig, vm, TRACKED, "second"))
+    heads = Heads(rig, vm, save(rig, vm, TRACKED, "second"))
     for i in range(rig.opts.rounds):
         path = f"{rig.tmp}/cut-{i}"
-        if cut(rig, vm, command, path, heads.paths[-1] if kind == "increment" else None, seconds, signum):
+        if cut(rig, vm, kind, path, heads.last(kind), seconds, signum):
             rig.criu_vm("verify", path).check(0)
-            good += [path] if kind != "predump" else []
-            if kind == "stopped" and vm.status() == "paused":
+            heads.made(kind, path)
+            if kind is STOPPED and vm.status() == "paused":
                 vm.qmp("cont")
         settled(rig, vm, signum)
         heads.next(f"next-{i}")
-    heads.restore(*good)
-
-
-cases(**{f"{kind}_{name}": (kind, signum) for kind in KINDS for name, signum in (("sigint", signal.SIGINT), ("sigkill", signal.SIGKILL))
-         })(cut_off)
+    heads.restore()
 
 
 # ---- disks that are full
 
 
-@cases(**KINDS)
-def full_disk(rig, *kind):
-    kind = list(kind)
+@cases(**{name: (kind,) for name, kind in KINDS.items()})
+def full_disk(rig, kind):
     where, vm = rig.mount("ext4", 24), rig.vm(ram=64)
     first = save(rig, vm, TRACKED, "first")
     vm.passes(8)                                        # it has written to all that it ever does
-    result = rig.fails(*line(vm, kind, f"{where}/images", first if kind == TRACKED else None), says=[where])
+    result = rig.fails(*line(vm, kind, f"{where}/images", first if kind is TRACKED else None), says=[where])
     check("No space" in result.err or "free" in result.err, f"it doesn't say that the disk is full; {result}")
     check(os.listdir(where) == ["lost+found"], f"left: {os.listdir(where)}")
     vm.runs_on()
@@ -171,20 +179,18 @@ def full_disk(rig, *kind):
 
 def writing(path):
     """Some of its pages have been written."""
-    pages = f"{path}.partial/pages-1.img"
-    return os.path.exists(pages) and os.stat(pages).st_blocks > 0
+    return any(os.stat(pages).st_blocks for pages in glob.glob(f"{path}.*.partial/pages-1.img"))
 
 
-@cases(**KINDS)
-def disk_gets_full(rig, *kind):
+@cases(**{name: (kind,) for name, kind in KINDS.items()})
+def disk_gets_full(rig, kind):
     """In the midst of it. The increment that follows is right, or refused."""
-    kind = list(kind)
     fs, vm = rig.faulty(), rig.vm(ram=64)
     heads = Heads(rig, vm, save(rig, vm, TRACKED, "first"))
     path, under = f"{fs.path}/images", f"{fs.backing}/images"
     vm.passes(4)
     fs("delay-ms 20")
-    process = rig.start_criu_vm(*line(vm, kind, path, heads.paths[0] if kind == TRACKED else None))
+    process = rig.start_criu_vm(*line(vm, kind, path, heads.last(kind)))
     wait_for("pages", 20, lambda: writing(under))
     fs("write-errno ENOSPC")
     result = rig.end_criu_vm(process).check(1, path, "No space")
@@ -273,6 +279,7 @@ def balloon_vm(rig, memory, append="fill=30", **changes):
                                                 "-device", "virtio-balloon-pci,free-page-reporting=on", *memory], **changes))
 
 
+@cases(anonymous=([],), memfd=(MEMFD,))
 def balloon_between(rig, memory):
     """What was given back is zero from then on, also if somebody has looked at it; what was taken again is as the guest wrote it."""
     vm = balloon_vm(rig, memory)
@@ -302,6 +309,7 @@ def balloon_between(rig, memory):
         rig.nothing_left()
 
 
+@cases(anonymous=([],), memfd=(MEMFD,))
 def balloon_in_background(rig, memory):
     """While its memory is saved as it was, it cannot be given back: the dump fails, the VM goes on."""
     fs, vm = rig.faulty(), balloon_vm(rig, memory)
@@ -321,5 +329,46 @@ def balloon_in_background(rig, memory):
     restored(rig, vm, path)
 
 
-for name, args in (("anonymous", []), ("memfd", MEMFD)):
-    (LONG if name == "anonymous" else [])
+# ---- in private virtual memory
+
+
+@cases(predump=(PRE_DUMP,), increment=(TRACKED,), background=(BACKGROUND,))
+def pager_killed_meanwhile(rig, kind):
+    """Another one serves the VM. What was being saved is right, or refused."""
+    vm = rig.paged()
+    first = save(rig, vm, TRACKED, "first")
+    begin = time.monotonic()
+    save(rig, vm, kind, "measure", first if kind is TRACKED else None)
+    seconds = time.monotonic() - begin
+    heads = Heads(rig, vm, save(rig, vm, TRACKED, "second"))
+    for i in range(rig.opts.rounds):
+        pager, path = rig.pager(), f"{rig.tmp}/cut-{i}"
+        process = rig.start_criu_vm(*line(vm, kind, path, heads.last(kind)))
+        time.sleep(random.uniform(0, seconds))
+        rig.kill(pager)
+        result = rig.end_criu_vm(process)
+        check(result.status in (0, 1) and os.path.exists(path) == (result.status == 0), str(result))
+        check(result.status == 0 or "pager" in result.err, f"it does not say what happened; {result}")
+        if result.status == 0:
+            heads.made(kind, path)
+        rig.served(pager)
+        check(not partials(rig), f"left: {partials(rig)}")
+        vm.runs_on()
+        heads.next(f"next-{i}")
+    heads.restore()
+
+
+@cases(predump=(PRE_DUMP,), increment=(TRACKED,), background=(BACKGROUND,))
+def budget_changed_meanwhile(rig, kind):
+    vm = rig.paged()
+    heads = Heads(rig, vm, save(rig, vm, TRACKED, "first"))
+    for i, mib in enumerate((40, 16, 64, 20)):
+        path = f"{rig.tmp}/meanwhile-{i}"
+        process = rig.start_criu_vm(*line(vm, kind, path, heads.last(kind)))
+        time.sleep(random.uniform(0, 0.2))
+        rig.criu_vm("set", rig.name, "--ram", f"{mib}M").check(0)
+        rig.end_criu_vm(process).check(0)
+        heads.made(kind, path)
+        vm.runs_on()
+        heads.next(f"next-{i}")
+    heads.restore()

@@ -67,18 +67,21 @@ static inline void victim_loop(struct victim *v)
 	munmap(v->ours, v->len);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (v->box->mapping = p;; usleep(100)) {
+		enum order order = v->box->order; // first: what it is about was there before it
 		char *first = p + v->box->page * PAGE_SIZE;
 		volatile char *at = first;
 		size_t len = v->box->nr * PAGE_SIZE;
 
-		if (v->box->order == REMOVE)
+		if (order == NOTHING)
+			continue;
+		if (order == REMOVE)
 			madvise(first, len, MADV_REMOVE);
-		if (v->box->order == REPLACE)
+		if (order == REPLACE)
 			memset(mmap(first, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), 'P', len);
 		for (size_t i = 0; i < v->box->nr; i++, at += PAGE_SIZE) {
-			if (v->box->order == WRITE)
+			if (order == WRITE)
 				at[1]++;
-			if (v->box->order == READ)
+			if (order == READ)
 				v->box->seen = (unsigned char)*at;
 		}
 		v->box->order = NOTHING;
