@@ -111,6 +111,8 @@ static const char *contradiction(const struct dump_args *a)
 		return "standard output is a terminal; send the stream to a file or a program";
 	if (o->stream_fd >= 0 && o->then == DUMP_KILL && !is_file(o->stream_fd))
 		return "nobody knows whether the other end of a pipe has got all of the stream: add -R (the VM runs on) or -s (it stays, stopped)";
+	if (o->stream_fd >= 0 && o->track)
+		return "an increment needs a directory to build upon: --track-mem goes with -D";
 	if (o->background && o->then != DUMP_LEAVE_RUNNING)
 		return "--background is for a VM that runs on: add -R";
 	if (o->background && (o->prev || o->track))

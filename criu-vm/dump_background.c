@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #include "criu-vm/dump_int.h"
 #include "criu-vm/uffd_dev.h"
@@ -17,6 +18,7 @@
 // Chunks that writers wait for no longer, and that are not written yet.
 #define SAVED_CHUNKS 64
 #define WANTED_TIMEOUT_MS 100
+#define PATIENCE_S 5
 #define WRITER_NICE 10 // the guest's CPUs are the guest's
 
 int dump_protect(void *ctx)
@@ -93,15 +95,31 @@ static int take(struct background *b, uint32_t block, uint64_t chunk, struct sav
 	return r || b->paged ? r : mm_protect_release(b->d->protect, block, chunk * CHUNK_SIZE);
 }
 
+// Under the lock. The guest waits as long as this.
+static int wait_for_buffer(struct background *b)
+{
+	struct timespec end;
+	int r = 0;
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += PATIENCE_S;
+	while (!r && list_empty(&b->free) && !b->done)
+		r = -pthread_cond_timedwait(&b->changed, &b->lock, &end);
+	if (r)
+		log_err("the images are not written fast enough: the VM has waited for its memory for %d s; it goes on, nothing was dumped", PATIENCE_S);
+	return r;
+}
+
 static int save_wanted(struct background *b, uint32_t block, uint64_t chunk)
 {
 	struct saved *s;
 	int r = 0;
 
 	pthread_mutex_lock(&b->lock);
-	while (list_empty(&b->free) && !b->done)
-		pthread_cond_wait(&b->changed, &b->lock);
-	if (bitmap_test(b->taken[block], chunk)) {
+	r = wait_for_buffer(b);
+	if (r) {
+		mm_protect_give_up(b->d->protect);
+	} else if (bitmap_test(b->taken[block], chunk)) {
 		r = mm_protect_release(b->d->protect, block, chunk * CHUNK_SIZE);
 	} else if (!b->done) {
 		s = list_first(&b->free, struct saved, link);

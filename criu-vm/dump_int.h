@@ -2,6 +2,7 @@
 // Shared by the files of a dump only:
 //
 //   dump.c          the stages; who it is, parent and images, what comes after
+//   dump_track.c    what the VM writes to: trackers, and the parent of an increment
 //   dump_stop.c     the VM's standstill: stop, device state, freeze, and back
 //   dump_memory.c   guest RAM: whole, or an increment
 //   dump_background.c  guest RAM while the VM runs
@@ -17,6 +18,7 @@
 #include "mm/protect.h"
 #include "qemu/freeze.h"
 #include "qemu/qmp.h"
+#include "qemu/refuse.h"
 #include "qemu/vm.h"
 
 #define CHUNK_SIZE (1 * MiB)
@@ -35,6 +37,7 @@ struct dump {
 	struct ram *ram;
 	struct img_dir *parent;
 	struct img_writer *writer;
+	int lock_fd;		    // nobody else dumps it
 	struct tracked tracked;
 	bool is_tracked, discards;  // discards: it has a device that gives memory back
 	uint64_t id;		    // of the checkpoint
@@ -50,6 +53,7 @@ struct dump {
 	uint8_t **small;	    // contents of the blocks behind guest RAM
 	struct qemu_freezer *freezer;
 	bool was_running, standing, stuck; // stuck: it ran, and could not be made to run again
+	int nice;
 	pid_t guardian;
 	int guardian_fd;
 	uint64_t stopped_at_ns;
@@ -57,6 +61,19 @@ struct dump {
 	struct progress progress;
 	struct dump_result *result;
 };
+
+// dump_track.c
+// What we have put into the VM, now or at an earlier dump. From here on nobody else dumps it.
+int dump_find_ours(struct dump *d, struct qemu_ours *ours);
+// Stages.
+int dump_open_parent(void *ctx);
+int dump_track(void *ctx);
+void dump_track_undo(void *ctx);
+int dump_take(void *ctx);
+// The VM is tracked no longer. Harmless if it is not.
+void dump_untrack_vm(struct dump *d);
+// After the commit: what the next dump of this VM can be an increment of.
+void dump_remember(struct dump *d);
 
 // dump_stop.c: stages.
 int dump_stop(void *ctx);

@@ -2,31 +2,31 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/dump_int.h"
 #include "mm/read.h"
 #include "util/bitmap.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/size.h"
 
 static int read_small(struct dump *d, const struct qemu_ramblock *b, uint8_t **data)
 {
-	uint64_t len = ROUND_UP(b->len, PAGE_SIZE), *present = calloc(BITMAP_WORDS(len / PAGE_SIZE), sizeof *present);
+	uint64_t len = ROUND_UP(b->len, PAGE_SIZE);
+	_cleanup_free_ uint64_t *present = calloc(BITMAP_WORDS(len / PAGE_SIZE), sizeof *present);
 	struct mm_source *s = NULL;
 	int r;
 
-	*data = aligned_alloc(PAGE_SIZE, len);
+	*data = calloc(1, len); // which touches nothing of it
 	r = *data && present ? mm_source_open(d->vm->pid, b->hva, len, &s) : -ENOMEM;
-	if (!r) {
-		memset(*data, 0, len);
+	if (!r)
 		r = mm_source_present(s, 0, len, present);
-	}
 	if (!r)
 		r = mm_source_read(s, 0, present, len / PAGE_SIZE, *data);
 	mm_source_close(s);
-	free(present);
 	return r;
 }
 
@@ -83,6 +83,8 @@ int dump_copy(void *ctx)
 	uint64_t begun = clock_now_ns();
 	int r = buf ? 0 : -ENOMEM;
 
+	if (d->standing && !d->parent)
+		setpriority(PRIO_PROCESS, 0, d->nice); // it takes long
 	progress_begin(&d->progress, "dumping memory", d->result->ram);
 	for (uint32_t i = 0; i < d->nr_guest; i++)
 		for (uint64_t c = 0; !r && c < DIV_ROUND_UP(d->blocks[i].len, CHUNK_SIZE); c++) {

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,16 +23,29 @@
 #define KILL_POLL_MS 1000
 #define GO_ON_TIMEOUT_MS 120000
 #define GUARDIAN_LINGER_S 5
+#define STANDSTILL_NICE (-20) // each of its many steps would wait for a CPU
 
 // Renaming is what makes a checkpoint: from then on a VM that is to end may not run on by itself.
 static bool is_complete(const struct dump *d)
 {
 	char path[PATH_MAX];
 
-	if (d->o->then != DUMP_KILL || !d->o->dir)
+	if (d->o->then == DUMP_LEAVE_RUNNING || !d->o->dir)
 		return false;
 	snprintf(path, sizeof path, "%s/inventory.img", d->o->dir);
 	return !access(path, F_OK);
+}
+
+// What else it had open would live as long as it does: the protection of guest RAM, locks, a stream.
+static void keep_only(int a, int b)
+{
+	unsigned lower = (unsigned)(a < b ? a : b), upper = (unsigned)(a < b ? b : a);
+
+	if (lower)
+		close_range(0, lower - 1, 0);
+	if (upper > lower + 1)
+		close_range(lower + 1, upper - 1, 0);
+	close_range(upper + 1, ~0U, 0);
 }
 
 // A process that outlives us, also when we are killed: if the line to it is cut without a word, it lets the VM run on.
@@ -50,9 +64,7 @@ static int start_guardian(struct dump *d)
 	if (!d->guardian) {
 		setsid();
 		cmd_ignore_signals();
-		close(line[1]);
-		if (d->o->stream_fd >= 0)
-			close(d->o->stream_fd); // its reader shall see the end
+		keep_only(line[0], qmp_fd(d->vm->qmp));
 		if (!read(line[0], &word, 1) && !is_complete(d)) {
 			fcntl(qmp_fd(d->vm->qmp), F_SETFL, 0);
 			if (write(qmp_fd(d->vm->qmp), cont, sizeof cont - 1) > 0)
@@ -93,6 +105,8 @@ int dump_go_on(void *ctx)
 		log_err("the VM, QEMU %d, is still stopped; say 'cont' to its monitor", d->vm->pid);
 	}
 	d->standing = false;
+	if (d->o->then == DUMP_LEAVE_RUNNING)
+		setpriority(PRIO_PROCESS, 0, d->nice);
 	dump_dismiss_guardian(d);
 	return r;
 }
@@ -102,29 +116,49 @@ void dump_go_on_undo(void *ctx)
 	dump_go_on(ctx);
 }
 
+static int run_state(struct dump *d, char *state, size_t size)
+{
+	json_t *status = NULL;
+	const char *s;
+	int r = qmp_call(d->vm->qmp, "query-status", NULL, &status);
+
+	s = json_string_value(json_object_get(status, "status"));
+	snprintf(state, size, "%s", s ? s : "?");
+	json_decref(status);
+	return r;
+}
+
 int dump_stop(void *ctx)
 {
 	struct dump *d = ctx;
-	json_t *status = NULL;
-	const char *state;
-	int r = start_guardian(d);
+	char state[32];
+	int r = run_state(d, state, sizeof state);
 
+	if (r)
+		return r;
+	d->was_running = !strcmp(state, "running"); // not what it was at first: that may be seconds ago
+	if (!d->was_running && strcmp(state, "paused") && strcmp(state, "prelaunch")) {
+		log_err("QEMU %d is '%s' by now; nothing was dumped", d->vm->pid, state);
+		return -EAGAIN;
+	}
+	r = start_guardian(d);
 	if (r) {
 		log_err("cannot fork: %s", strerror(-r));
 		return r;
 	}
+	d->nice = getpriority(PRIO_PROCESS, 0);
+	if (d->o->then == DUMP_LEAVE_RUNNING)
+		setpriority(PRIO_PROCESS, 0, STANDSTILL_NICE);
 	d->standing = true;
 	d->stopped_at_ns = clock_now_ns();
 	r = qmp_call(d->vm->qmp, "stop", NULL, NULL);
 	if (!r)
-		r = qmp_call(d->vm->qmp, "query-status", NULL, &status);
-	state = json_string_value(json_object_get(status, "status"));
-	if (!r && d->was_running && (!state || strcmp(state, "paused"))) {
-		log_err("QEMU %d is '%s' instead of stopped: the guest ended, or something went wrong in it, just now", d->vm->pid, state ? state : "?");
+		r = run_state(d, state, sizeof state);
+	if (!r && d->was_running && strcmp(state, "paused")) {
+		log_err("QEMU %d is '%s' instead of stopped: the guest ended, or something went wrong in it, just now", d->vm->pid, state);
 		d->was_running = false; // cont would not be right
 		r = -EAGAIN;
 	}
-	json_decref(status);
 	if (r)
 		dump_go_on(d);
 	return r;

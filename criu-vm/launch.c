@@ -3,10 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/close_range.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,6 +19,7 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/user.h"
 
 #define QEMU_END_TIMEOUT_MS 10000
 
@@ -104,28 +103,19 @@ static int redirect(const char *log)
 	return 0;
 }
 
-// For good, before QEMU's binary, which may be that user's own, runs an instruction.
-static bool become(uid_t uid, gid_t gid)
-{
-	const struct passwd *pw;
-
-	if (geteuid() || !uid)
-		return true;
-	pw = getpwuid(uid);
-	if ((pw ? initgroups(pw->pw_name, gid) : setgroups(1, &gid)) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0) {
-		fprintf(stderr, "cannot become user %u, as whom the VM ran: %s\n", uid, strerror(errno));
-		return false;
-	}
-	return true;
-}
-
 static void __attribute__((noreturn)) exec_qemu(const struct launch_opts *o)
 {
+	int r;
+
 	for (size_t i = 0; i < o->nr_fds; i++)
 		fcntl(o->fds[i], F_SETFD, 0);
 	cmd_default_signals();
-	if (!become(o->uid, o->gid))
+	// Before QEMU's binary, which may be that user's own, runs an instruction.
+	r = user_become(o->uid, o->gid);
+	if (r) {
+		fprintf(stderr, "cannot become user %u, as whom the VM ran: %s\n", o->uid, strerror(-r));
 		_exit(127);
+	}
 	if (chdir(o->cwd) < 0) {
 		fprintf(stderr, "cannot enter %s, where the VM was started: %s\n", o->cwd, strerror(errno));
 		_exit(127);

@@ -6,10 +6,10 @@
 #include <string.h>
 
 #include "criu-vm/chunk_threads.h"
+#include "criu-vm/owner.h"
 #include "images/format.h"
 #include "images/writer.h"
 #include "util/bitmap.h"
-#include "util/io.h"
 #include "util/log.h"
 
 #define ZSTD_LEVEL 3
@@ -19,16 +19,6 @@ struct merge {
 	pthread_mutex_t lock; // the writer takes one thread at a time
 	struct img_writer *to;
 };
-
-static int read_stored(const struct img_part *p, void *stored)
-{
-	int err = io_pread_full(img_part_fd(p), stored, p->entry->stored, p->entry->off);
-
-	if (err)
-		log_err("%s/" IMG_NAME_PAGES ": chunk %lu of block %u cannot be read: %s", img_dir_path(p->dir), p->chunk, p->block + 1,
-			strerror(-err));
-	return err;
-}
 
 // One directory's extent, all pages of it, and no page from elsewhere.
 static bool is_whole(const struct img_part *parts, unsigned nr)
@@ -50,9 +40,7 @@ static int64_t merge_chunk(void *ctx, uint64_t item, const struct chunk_buffers 
 	memset(all, 0xff, sizeof all);
 	nr = img_dir_parts(m->from, block, chunk, all, parts);
 	for (unsigned i = 0; !err && i < nr; i++) {
-		err = read_stored(&parts[i], b->stored);
-		if (!err)
-			err = img_part_unpack(b->unpacker, &parts[i], b->stored, b->pages);
+		err = img_part_read(b->unpacker, &parts[i], b->stored, b->pages);
 		for (unsigned w = 0; w < IMG_CHUNK_WORDS; w++)
 			present[w] |= parts[i].pages[w];
 		bytes += parts[i].entry->stored;
@@ -135,6 +123,8 @@ int merge_run(const char *from, const char *to, struct merge_result *r)
 	struct merge m = { .lock = PTHREAD_MUTEX_INITIALIZER };
 	int err = img_dir_open(from, &m.from);
 
+	if (!err)
+		err = owner_check_chain(m.from); // what is made of it belongs to whom it is trusted
 	if (!err)
 		err = merge_all(&m, to, r);
 	img_dir_close(m.from);

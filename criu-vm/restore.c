@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "criu-vm/owner.h"
 #include "criu-vm/stages.h"
 #include "qemu/qmp.h"
 #include "util/cleanup.h"
@@ -60,27 +61,6 @@ static int choose_log(struct restore *r)
 	return r->log ? 0 : -ENOMEM;
 }
 
-// A checkpoint says which program is to be run, and as whom. Who could write it, or one that it builds upon, must not become
-// anybody else by that.
-static int check_owner(const struct restore *r)
-{
-	struct stat st;
-
-	for (const struct img_dir *d = r->images; d && !geteuid(); d = img_dir_parent(d)) {
-		const char *path = img_dir_path(d);
-
-		if (stat(path, &st) < 0)
-			return -errno;
-		if ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH)))
-			continue;
-		log_err("%s belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: chown -R root %s, "
-			"chmod go-w %s",
-			path, st.st_uid, r->vm->uid, path, path);
-		return -EPERM;
-	}
-	return 0;
-}
-
 static int open_dir(struct restore *r)
 {
 	int err = img_dir_open(r->o->dir, &r->images);
@@ -89,7 +69,7 @@ static int open_dir(struct restore *r)
 		return err;
 	r->vm = img_dir_vm(r->images);
 	if (!img_dir_ram_only(r->images))
-		return 0;
+		return owner_check_chain(r->images);
 	log_err("%s is a pre-dump: memory without a device state; restore the dump that was made after it", r->o->dir);
 	return -EINVAL;
 }
@@ -100,7 +80,7 @@ static int open_images(void *ctx)
 	char have[16], want[16];
 	int err = r->o->dir ? open_dir(r) : restore_stream_open(r);
 
-	if (err || (err = check_owner(r)) || (err = restore_check_disks(r)))
+	if (err || (err = restore_check_disks(r)))
 		return err;
 	if ((err = lay_out_blocks(r)) || (err = choose_name(r)) || (err = choose_log(r)))
 		return err;
@@ -171,6 +151,7 @@ static const struct stage stages[] = {
 	{ "place", restore_place, NULL },
 	{ "disks", restore_disks, restore_disks_undo },
 	{ "start", restore_start, restore_start_undo },
+	{ "disks-again", restore_disks_again, NULL },
 	{ "plant", restore_plant, NULL },
 	{ "serve", restore_serve, NULL },
 	{ "load", restore_load, NULL },

@@ -74,6 +74,7 @@ int restore_stream_place(struct restore *r);
 // restore_disks.c: are the disks what they were; a stage that gives the VM files of its own over those that a snapshot keeps.
 int restore_check_disks(const struct restore *r);
 int restore_disks(void *ctx);
+int restore_disks_again(void *ctx);
 void restore_disks_undo(void *ctx);
 
 // restore_qemu.c: the stages that start QEMU, plant, and load the device state.

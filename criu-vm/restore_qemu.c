@@ -17,7 +17,6 @@
 #include "mm/plant.h"
 #include "mm/uapi.h"
 #include "mm/uffd.h"
-#include "qemu/args.h"
 #include "qemu/cmdline.h"
 #include "qemu/devstate.h"
 #include "qemu/qmp.h"
@@ -85,17 +84,6 @@ static int waiting_failed(const struct restore *r, uint64_t end, const char *wha
 	return 0;
 }
 
-// Started as root, this QEMU becomes another user by itself.
-static bool drops_privileges(char *const *argv, int argc)
-{
-	struct qemu_arg a;
-
-	for (int i = 0; qemu_arg_next(argv, argc, &i, &a);)
-		if (!strcmp(a.name, "runas") || (!strcmp(a.name, "run-with") && qemu_opt_has(a.value, NULL, "user")))
-			return true;
-	return false;
-}
-
 static int make_argv(struct restore *r, int qmp_fd, int commands_fd, char ***argv)
 {
 	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(r->nr_blocks, sizeof *ram);
@@ -108,7 +96,7 @@ static int make_argv(struct restore *r, int qmp_fd, int commands_fd, char ***arg
 	o = (struct qemu_cmdline_opts){ .qemu = restore_binary(r), .recorded = r->argv, .nr_recorded = r->argc,
 					.replace = r->o->replace, .nr_replace = r->o->nr_replace, .machine = r->vm->machine, .qmp_fd = qmp_fd,
 					.commands_fd = commands_fd,
-					.ram = ram, .nr_ram = r->nr_blocks };
+					.ram = ram, .nr_ram = r->nr_blocks, .as_root = !geteuid() && !r->vm->uid };
 	return qemu_cmdline_rebuild(&o, argv);
 }
 
@@ -129,18 +117,10 @@ static int open_qmp(struct restore *r)
 	return failed ? failed : err;
 }
 
-static size_t argv_len(char *const *argv)
-{
-	size_t n = 0;
-
-	while (argv[n])
-		n++;
-	return n;
-}
-
 static int start_qemu(struct restore *r)
 {
-	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .nr_fds = r->nr_blocks + 3, .log = r->log };
+	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .uid = r->vm->uid,
+				 .gid = r->vm->gid, .nr_fds = r->nr_blocks + 3, .log = r->log };
 	_cleanup_free_ int *fds = calloc(o.nr_fds, sizeof *fds);
 	_cleanup_close_ int qmp_fd = -1, commands_fd = -1;
 	char **argv;
@@ -170,10 +150,6 @@ static int start_qemu(struct restore *r)
 		return err;
 	o.argv = argv;
 	o.fds = fds;
-	if (!drops_privileges(argv, (int)argv_len(argv))) {
-		o.uid = r->vm->uid;
-		o.gid = r->vm->gid;
-	}
 	err = launch_start(&o, &r->launch);
 	qemu_cmdline_free(argv);
 	return err;

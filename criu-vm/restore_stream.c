@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/owner.h"
 #include "criu-vm/process.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/restore.h"
@@ -38,19 +39,14 @@ struct arrivals {
 	int err;
 };
 
-// As for a directory (restore.c); what comes through a pipe comes from whoever it is that we are.
+// What comes through a pipe comes from whoever it is that we are.
 static int check_owner(const struct restore *r)
 {
 	struct stat st;
 
 	if (fstat(STDIN_FILENO, &st) < 0)
 		return -errno;
-	if (!S_ISREG(st.st_mode) || geteuid() || ((!st.st_uid || st.st_uid == r->vm->uid) && !(st.st_mode & (S_IWGRP | S_IWOTH))))
-		return 0;
-	log_err("the stream's file belongs to user %u, or others may write it, but its VM is to run as user %u; if you trust it: "
-		"chown root, chmod go-w",
-		st.st_uid, r->vm->uid);
-	return -EPERM;
+	return S_ISREG(st.st_mode) ? owner_check(&st, r->vm, "the stream's file") : 0;
 }
 
 int restore_stream_open(struct restore *r)

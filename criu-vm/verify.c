@@ -15,21 +15,9 @@
 #include "qemu/disks.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
-#include "util/io.h"
 #include "util/log.h"
 
 // ---- pages
-
-// No page of it is wanted: it is only checked.
-static bool part_is_good(const struct chunk_buffers *b, const struct img_part *p)
-{
-	int err = io_pread_full(img_part_fd(p), b->stored, p->entry->stored, p->entry->off);
-
-	if (err)
-		log_err("%s/" IMG_NAME_PAGES ": chunk %lu of block %u cannot be read: %s", img_dir_path(p->dir), p->chunk, p->block + 1,
-			strerror(-err));
-	return !err && !img_part_unpack(b->unpacker, p, b->stored, b->pages);
-}
 
 // item: of the first directory all chunks, then of the next.
 static int64_t check_chunk(void *ctx, uint64_t item, const struct chunk_buffers *b)
@@ -43,7 +31,7 @@ static int64_t check_chunk(void *ctx, uint64_t item, const struct chunk_buffers 
 	p.entry = img_dir_chunk(p.dir, p.block, p.chunk);
 	if (!p.entry->stored || v->nr_problems >= VERIFY_PROBLEMS_MAX)
 		return 0;
-	if (!part_is_good(b, &p))
+	if (img_part_read(b->unpacker, &p, b->stored, b->pages)) // no page of it is wanted
 		v->whole = false;
 	return p.entry->stored;
 }

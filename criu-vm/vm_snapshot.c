@@ -127,7 +127,7 @@ void vm_snapshot_fini(struct vm_pager *v)
 
 void vm_snapshot_of_the_dead(const struct vm_pager *v)
 {
-	struct pv_snapshot *s;
+	struct pv_snapshot *s = NULL;
 
 	if (!map_file(v->rd, v->state.nr_chunks, false, &s)) {
 		pv_snapshot_set_phase(s, PV_SNAP_FAILED);
@@ -148,6 +148,7 @@ int vm_snapshot_open(const struct run_dir *rd, uint64_t nr_chunks, pid_t pager, 
 	if (!r && (*shadow_fd = open(path, O_RDWR | O_CLOEXEC)) < 0) {
 		r = -errno;
 		vm_snapshot_close(nr_chunks, *s, -1);
+		*s = NULL;
 	}
 	if (r)
 		log_err("the snapshot of VM '%s' cannot be opened: %s", rd->name, strerror(-r));

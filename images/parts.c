@@ -12,6 +12,7 @@
 #include "images/frame_int.h"
 #include "util/bitmap.h"
 #include "util/io.h"
+#include "util/log.h"
 
 struct img_unpacker {
 	ZSTD_DCtx *zstd;
@@ -129,15 +130,17 @@ int img_part_unpack(struct img_unpacker *u, const struct img_part *p, const void
 	return 0;
 }
 
-static int read_part(struct img_unpacker *u, const struct img_part *p, void *scratch, char *dest)
+int img_part_read(struct img_unpacker *u, const struct img_part *p, void *stored, char *dest)
 {
-	int ret = io_pread_full(p->dir->pages_fd, scratch, p->entry->stored, p->entry->off);
+	int ret = io_pread_full(p->dir->pages_fd, stored, p->entry->stored, p->entry->off);
 
+	if (!ret)
+		return img_part_unpack(u, p, stored, dest);
 	if (ret == -ENODATA)
 		return damaged(p, "the file ends before it");
-	if (ret)
-		return img_io_error(p->dir->path, "read pages of", ret);
-	return img_part_unpack(u, p, scratch, dest);
+	log_err("%s/" IMG_NAME_PAGES ": chunk %" PRIu64 " of block %u cannot be read: %s", p->dir->path, p->chunk, p->block + 1,
+		strerror(-ret));
+	return ret;
 }
 
 int img_dir_read(const struct img_dir *d, struct img_unpacker *u, uint32_t block, uint64_t chunk, const uint64_t want[4], void *scratch,
@@ -150,7 +153,7 @@ int img_dir_read(const struct img_dir *d, struct img_unpacker *u, uint32_t block
 
 	memcpy(zero, want, sizeof zero);
 	for (unsigned i = 0; !ret && i < nr; i++) {
-		ret = read_part(u, &parts[i], scratch, dest);
+		ret = img_part_read(u, &parts[i], scratch, dest);
 		for (unsigned w = 0; w < IMG_CHUNK_WORDS; w++)
 			zero[w] &= ~parts[i].pages[w];
 	}

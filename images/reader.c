@@ -380,6 +380,11 @@ const char *img_dir_path(const struct img_dir *d)
 	return d->path;
 }
 
+int img_dir_stat(const struct img_dir *d, struct stat *st)
+{
+	return fstat(d->fd, st) ? img_io_error(d->path, "look at", -errno) : 0;
+}
+
 const struct img_dir *img_dir_parent(const struct img_dir *d)
 {
 	return d->parent;

@@ -32,6 +32,9 @@ void img_dir_close(struct img_dir *d);
 uint64_t img_dir_id(const struct img_dir *d);
 // As it was opened; of a parent: the path that its child's link gives.
 const char *img_dir_path(const struct img_dir *d);
+// Whose it is: of the very directory that is open and is read, whatever its path leads to by now. 0, or what the system said (logged).
+struct stat;
+int img_dir_stat(const struct img_dir *d, struct stat *st);
 // NULL: it stands by itself.
 const struct img_dir *img_dir_parent(const struct img_dir *d);
 // A pre-dump: RAM without a device state. It can be an increment's parent, but no VM can be restored from it.
@@ -82,7 +85,10 @@ int img_part_unpack(struct img_unpacker *u, const struct img_part *p, const void
 // Of a raw part: checks stored, which then is the present pages one behind the other. -EBADMSG as above.
 int img_part_check(const struct img_part *p, const void *stored);
 
-// Blocks on the disk: the wanted pages of a chunk, as above; zero pages are cleared. scratch: IMG_STORED_MAX bytes, page-aligned.
+// Blocks on the disk: reads all that is stored of the part, into IMG_STORED_MAX bytes, page-aligned, and unpacks it as above.
+// -EBADMSG, -EIO, ... (logged, naming the file and the chunk).
+int img_part_read(struct img_unpacker *u, const struct img_part *p, void *stored, char *dest);
+// The same of the wanted pages of a chunk, wherever in the chain they are; zero pages are cleared. scratch: as stored above.
 // -EBADMSG, -EIO, ...
 int img_dir_read(const struct img_dir *d, struct img_unpacker *u, uint32_t block, uint64_t chunk, const uint64_t want[4], void *scratch,
 		 char *dest);

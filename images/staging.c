@@ -20,12 +20,27 @@ static bool is_dot(const char *name)
 	return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
+static bool is_empty(int fd)
+{
+	_cleanup_close_ int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = copy >= 0 ? fdopendir(copy) : NULL;
+	struct dirent *e;
+
+	if (!d)
+		return false;
+	steal_fd(&copy);
+	do
+		e = readdir(d);
+	while (e && is_dot(e->d_name));
+	closedir(d);
+	return !e;
+}
+
 // An existing place: must be an empty directory that can be renamed over.
 static int check_taken(const char *path)
 {
+	_cleanup_close_ int fd = -1;
 	struct statx sx;
-	struct dirent *e;
-	DIR *d;
 
 	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &sx))
 		return errno == ENOENT ? 0 : img_io_error(path, "look at", -errno);
@@ -37,14 +52,10 @@ static int check_taken(const char *path)
 		log_err("%s: is a mount point, which cannot be replaced: name a directory inside it", path);
 		return -EBUSY;
 	}
-	d = opendir(path);
-	if (!d)
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
 		return img_io_error(path, "look into", -errno);
-	do
-		e = readdir(d);
-	while (e && is_dot(e->d_name));
-	closedir(d);
-	if (!e)
+	if (is_empty(fd))
 		return 0;
 	log_err("%s: is not empty: a checkpoint needs a directory that is new or empty", path);
 	return -ENOTEMPTY;
@@ -77,6 +88,22 @@ static int resolve(const char *dir, char path[PATH_MAX])
 	return 0;
 }
 
+// Who may write into the directory around it may have put something else there: we would fill it, and at a failure empty it.
+static int open_partial(struct img_staging *s)
+{
+	_cleanup_close_ int fd = openat(s->parent_fd, s->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st))
+		return img_io_error(s->path, "open", -errno);
+	if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH) || !is_empty(fd)) {
+		log_err("%s: is not the directory that was just made; name one inside a directory of your own", s->path);
+		return -EPERM;
+	}
+	s->fd = steal_fd(&fd);
+	return 0;
+}
+
 static int make_partial(struct img_staging *s)
 {
 	for (int tries = 0; tries < 100; tries++) {
@@ -89,8 +116,7 @@ static int make_partial(struct img_staging *s)
 			return img_io_error(s->final_path, "create", -ENAMETOOLONG);
 		if (!mkdirat(s->parent_fd, s->name, 0700)) {
 			s->made = true;
-			s->fd = openat(s->parent_fd, s->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-			return s->fd < 0 ? img_io_error(s->path, "open", -errno) : 0;
+			return open_partial(s);
 		}
 		if (errno != EEXIST)
 			break;

@@ -69,39 +69,52 @@ static int read_failed(int err)
 	return err;
 }
 
-static int read_all(const struct img_stream_in *s, void *buf, size_t len)
+// Bytes that were read: fewer than len only at the end. Errors are logged.
+static ssize_t read_to_end(const struct img_stream_in *s, uint8_t *buf, size_t len)
 {
-	uint8_t *p = buf;
+	size_t done = 0;
 
-	while (len) {
-		ssize_t n = read_piece(s, p, len);
+	while (done < len) {
+		ssize_t n = read_piece(s, buf + done, len - done);
 
 		if (n == -EAGAIN)
 			continue;
 		if (n < 0)
 			return read_failed((int)n);
-		if (!n) {
-			log_err("the stream has ended too early: who wrote it has failed");
-			return -ENODATA;
-		}
-		p += n;
-		len -= (size_t)n;
+		if (!n)
+			break;
+		done += (size_t)n;
 	}
-	return 0;
+	return (ssize_t)done;
+}
+
+static int ended_too_early(void)
+{
+	log_err("the stream has ended too early: who wrote it has failed");
+	return -ENODATA;
+}
+
+static int read_all(const struct img_stream_in *s, void *buf, size_t len)
+{
+	ssize_t n = read_to_end(s, buf, len);
+
+	return n < 0 ? (int)n : (size_t)n < len ? ended_too_early() : 0;
 }
 
 // Its checksum; if it is a record's, its features as well.
 static int read_header(struct img_stream_in *s)
 {
 	uint8_t h[STREAM_HEADER_LEN];
-	int err = read_all(s, h, sizeof h);
+	ssize_t n = read_to_end(s, h, sizeof h);
 
-	if (err)
-		return err;
-	if (memcmp(h, STREAM_MAGIC, 8)) {
+	if (n < 0)
+		return (int)n;
+	if (memcmp(h, STREAM_MAGIC, n < 8 ? (size_t)n : 8)) {
 		log_err("this is no stream of criu-vm dump --stream");
 		return -EINVAL;
 	}
+	if (n < (ssize_t)sizeof h)
+		return ended_too_early();
 	if (get_le64(h + 24) != XXH3_64bits(h, 24))
 		return damaged("the checksum of its header is wrong");
 	s->features = get_le64(h + 16);

@@ -32,7 +32,7 @@ int img_writer_blocks(struct img_writer *w, const uint64_t *lens, uint32_t nr)
 			return img_writer_keep(w, img_writer_misuse(w, "a block's length is no multiple of the page, out of range, or not that of the parent"));
 	w->blocks = calloc(nr, sizeof *w->blocks);
 	if (!w->blocks)
-		ret = img_io_error(w->dir.path, "write", -ENOMEM);
+		return img_writer_keep(w, img_io_error(w->dir.path, "write", -ENOMEM));
 	for (uint32_t i = 0; !ret && i < nr; i++)
 		ret = add_block(w, lens[i]);
 	return img_writer_keep(w, ret);
@@ -74,37 +74,39 @@ static int store(struct img_writer *w, uint32_t block, uint64_t chunk, const voi
 	return ret;
 }
 
-// Takes note of a chunk that comes. *c: its entry.
-static int begin_chunk(struct img_writer *w, uint32_t block, uint64_t chunk, struct img_chunk **c, uint64_t valid[IMG_CHUNK_WORDS])
+// Takes note of a chunk that comes. Its entry; NULL: w->err.
+static struct img_chunk *begin_chunk(struct img_writer *w, uint32_t block, uint64_t chunk, uint64_t valid[IMG_CHUNK_WORDS])
 {
 	struct img_written_block *b = block < w->nr_blocks ? &w->blocks[block] : NULL;
 	uint64_t left;
 
 	if (w->err)
-		return w->err;
-	if (!b || w->ended || chunk >= b->nr_chunks || bitmap_test(b->given, chunk))
-		return img_writer_keep(w, img_writer_misuse(w, "a chunk comes once, and is inside a block"));
-	if (w->stream && !w->vm)
-		return img_writer_keep(w, img_writer_misuse(w, "begins with the VM"));
+		return NULL;
+	if (!b || w->ended || chunk >= b->nr_chunks || bitmap_test(b->given, chunk)) {
+		img_writer_keep(w, img_writer_misuse(w, "a chunk comes once, and is inside a block"));
+		return NULL;
+	}
+	if (w->stream && !w->vm) {
+		img_writer_keep(w, img_writer_misuse(w, "begins with the VM"));
+		return NULL;
+	}
 	bitmap_set(b->given, chunk);
-	*c = &b->chunks[chunk];
 	left = b->len - chunk * IMG_CHUNK_SIZE;
 	left = left < IMG_CHUNK_SIZE ? left : IMG_CHUNK_SIZE;
 	memset(valid, 0, IMG_CHUNK_WORDS * sizeof *valid);
 	bitmap_set_range(valid, 0, left / PAGE_SIZE);
 	w->pages.ahead -= left;
-	return 0;
+	return &b->chunks[chunk];
 }
 
 int img_writer_chunk(struct img_writer *w, uint32_t block, uint64_t chunk, const void *buf, const uint64_t maybe[4],
 		     const uint64_t parent[4])
 {
 	uint64_t look[IMG_CHUNK_WORDS], valid[IMG_CHUNK_WORDS];
-	struct img_chunk *c;
-	int ret = begin_chunk(w, block, chunk, &c, valid);
+	struct img_chunk *c = begin_chunk(w, block, chunk, valid);
 
-	if (ret)
-		return ret;
+	if (!c)
+		return w->err;
 	for (unsigned i = 0; i < IMG_CHUNK_WORDS; i++) {
 		c->parent[i] = parent ? parent[i] & valid[i] : 0;
 		look[i] = maybe[i] & valid[i] & ~c->parent[i];
@@ -137,11 +139,11 @@ static int copy_stored(struct img_writer *w, const struct img_part *p, struct im
 int img_writer_stored(struct img_writer *w, const struct img_part *p, const void *stored)
 {
 	uint64_t valid[IMG_CHUNK_WORDS];
-	struct img_chunk *c;
-	int ret = begin_chunk(w, p->block, p->chunk, &c, valid);
+	struct img_chunk *c = begin_chunk(w, p->block, p->chunk, valid);
+	int ret;
 
-	if (ret)
-		return ret;
+	if (!c)
+		return w->err;
 	for (unsigned i = 0; i < IMG_CHUNK_WORDS; i++)
 		if (p->entry->present[i] & ~valid[i])
 			return img_writer_keep(w, img_writer_misuse(w, "a chunk is longer than its block"));

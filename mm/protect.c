@@ -337,6 +337,15 @@ static void lift(struct mm_protect *p)
 	}
 }
 
+void mm_protect_give_up(struct mm_protect *p)
+{
+	pthread_mutex_lock(&p->lock);
+	if (!p->err)
+		p->err = -ETIMEDOUT;
+	lift(p);
+	pthread_mutex_unlock(&p->lock);
+}
+
 void mm_protect_end(struct mm_protect *p)
 {
 	if (!p)

@@ -48,5 +48,7 @@ struct mm_protect_stats {
 };
 
 void mm_protect_stats(struct mm_protect *p, struct mm_protect_stats *s);
+// The instant is given up: lifts all protection, now, by any thread; what follows for p is -ETIMEDOUT.
+void mm_protect_give_up(struct mm_protect *p);
 // Lifts what protection is left. p may be NULL.
 void mm_protect_end(struct mm_protect *p);

@@ -16,10 +16,12 @@
  */
 #include "mm/track.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "mm/maps.h"
@@ -28,6 +30,7 @@
 #include "mm/uffd.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
+#include "util/io.h"
 #include "util/log.h"
 #include "util/size.h"
 
@@ -126,12 +129,51 @@ int mm_track_begin(pid_t pid, int target_uffd_dev, const struct mm_range *ranges
 	return ret;
 }
 
-bool mm_track_is_there(pid_t pid, int target_uffd)
+// Each userfaultfd has an inode of its own (Linux 5.12).
+uint64_t mm_track_id(pid_t pid, int target_uffd)
 {
 	char path[48], link[64] = "";
+	struct stat st;
 
 	snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, target_uffd);
-	return readlink(path, link, sizeof link - 1) > 0 && !strcmp(link, UFFD_KIND);
+	if (readlink(path, link, sizeof link - 1) <= 0 || strcmp(link, UFFD_KIND) || stat(path, &st) < 0)
+		return 0;
+	return st.st_ino;
+}
+
+// QEMU itself never asks for asynchronous write-protection; what is asked for is told by fdinfo: "API: version:features:all features".
+static bool is_tracker(pid_t pid, int fd)
+{
+	_cleanup_free_ char *text = NULL;
+	unsigned long long version;
+	unsigned features;
+	const char *api;
+	char path[48];
+	size_t len;
+
+	snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", pid, fd);
+	if (!mm_track_id(pid, fd) || io_read_file(path, 64 * KiB, &text, &len) || !(api = strstr(text, "API:\t")))
+		return false;
+	if (sscanf(api + 5, "%llx:%x", &version, &features) != 2 || features & UFFD_FEATURE_MINOR_SHMEM) // a pager's
+		return false;
+	return !features || features & UFFD_FEATURE_WP_ASYNC; // none: who planted it was killed before it could ask
+}
+
+int mm_track_find(pid_t pid)
+{
+	const struct dirent *e;
+	char path[32];
+	int found = -1;
+	DIR *d;
+
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	d = opendir(path);
+	while (d && found < 0 && (e = readdir(d)))
+		if (e->d_name[0] != '.' && is_tracker(pid, atoi(e->d_name)))
+			found = atoi(e->d_name);
+	if (d)
+		closedir(d);
+	return found;
 }
 
 // The last close lifts the write-protection that is left, and no page fault of the process is served meanwhile. So most of it is lifted
@@ -141,7 +183,7 @@ int mm_track_end(pid_t pid, int target_uffd, const struct mm_range *ranges, size
 	_cleanup_close_ int uffd = -1;
 	int ret;
 
-	if (!mm_track_is_there(pid, target_uffd))
+	if (!mm_track_id(pid, target_uffd))
 		return 0;
 	ret = mm_fetch_fd(pid, target_uffd, UFFD_KIND, &uffd);
 	for (size_t i = 0; !ret && i < nr; i++)

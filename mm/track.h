@@ -21,8 +21,10 @@ struct mm_range {
 // main thread stands still for about a millisecond. -EBUSY: somebody else's userfaultfd has a part of it; -ENOSYS: this kernel
 // cannot (needs Linux 6.7); and those of mm_plant(). Nothing stays behind after an error. Logs.
 int mm_track_begin(pid_t pid, int target_uffd_dev, const struct mm_range *ranges, size_t nr, int *target_uffd);
-// Is that descriptor a userfaultfd still? Then the tracker is there.
-bool mm_track_is_there(pid_t pid, int target_uffd);
+// Tells a tracker from all others that may get its number later; 0: there is no userfaultfd of that number.
+uint64_t mm_track_id(pid_t pid, int target_uffd);
+// A tracker in the process, whoever began it: its number there, or -1.
+int mm_track_find(pid_t pid);
 // Takes the tracker out of the process, which goes on meanwhile. ranges: those of its begin; without them it maps and unmaps nothing
 // for some 20 ms a GiB. The tracker need not be there any more, nor the process. -errno is logged.
 int mm_track_end(pid_t pid, int target_uffd, const struct mm_range *ranges, size_t nr);

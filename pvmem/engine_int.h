@@ -78,7 +78,7 @@ struct pv_engine {
 	bool drain_late;
 	const char *trouble;
 	int trouble_err;
-	uint64_t out_failing_since_ns; // 0: the last page-out went well
+	uint64_t out_failing_since_ns; // 0: page-outs go well
 
 	struct pv_fill fill;
 	struct pv_snapping snapping;

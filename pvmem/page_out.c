@@ -31,6 +31,13 @@ bool pv_is_out(const struct pv_chunk *c)
 	return c->state != PV_ABSENT && c->state != PV_RESIDENT;
 }
 
+// One success says nothing: a full disk still takes what it has blocks for, and the guest waits all the same for the rest.
+static void out_went_well(struct pv_engine *e)
+{
+	if (clock_now_ns() > e->out_not_before_ns + WRITE_RETRY_NS)
+		e->out_failing_since_ns = 0;
+}
+
 // The chunk goes on to a stage: on its list, and counted there.
 static void enter_stage(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state s, struct list *l)
 {
@@ -40,6 +47,7 @@ static void enter_stage(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_s
 	if (s == PV_STANDBY) {
 		e->nr_out -= c->out_pages;
 		e->nr_standby += c->out_pages;
+		out_went_well(e);
 	}
 }
 
@@ -150,7 +158,7 @@ static void write_out_done(struct loop_op *op, int res)
 	if (res < 0 || (unsigned)res < w->nr * PAGE_SIZE) {
 		int err = res < 0 ? res : -EIO;
 
-		if (!e->out_not_before_ns)
+		if (clock_now_ns() >= e->out_not_before_ns)
 			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(-err));
 		out_failed(e, "the swap image cannot be written", err);
 		e->stats.writes_failed++;
@@ -161,7 +169,6 @@ static void write_out_done(struct loop_op *op, int res)
 			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE && !bitmap_test(w->rewritten, i))
 				pv_page_set_home(p, i, PV_HOME_SWAP);
 		e->stats.out_written += w->nr;
-		e->out_failing_since_ns = 0;
 	}
 	list_remove(&w->link);
 	give_back_discarded(e, w);
@@ -356,7 +363,6 @@ void pv_page_out(struct pv_engine *e)
 		write_out(e, pv_chunk_index(e, list_first(&e->drained, struct pv_chunk, link)));
 	if (e->held || now < e->out_not_before_ns)
 		return;
-	e->out_not_before_ns = 0;
 	if (lacking(e) > e->target / 4) // in batches: a drain costs the guest's disks something, however few chunks it is for
 		choose_victims(e);
 	else if (!e->nr_out)

@@ -215,8 +215,11 @@ int pv_reader_read(struct pv_reader *r, uint64_t chunk, const uint64_t want[PV_W
 	cut(r, chunk, left);
 	memcpy(all, left, sizeof all);
 	for (unsigned n = 0; !err && !bitmap_empty(left, PV_CHUNK_PAGES); n++) {
-		if (n == MAX_ATTEMPTS)
+		if (n == MAX_ATTEMPTS) {
+			log_err("chunk %lu of guest RAM is paged out and in faster than it can be read: give the VM more memory (criu-vm set "
+				"--ram), or dump it while it stands still", chunk);
 			return -EAGAIN;
+		}
 		if (n)
 			usleep(PAUSE_US);
 		err = attempt(r, chunk, left, dest);

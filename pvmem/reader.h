@@ -43,7 +43,7 @@ void pv_reader_free(struct pv_reader *r);
 // The pages of a chunk that may hold something other than zeros.
 void pv_reader_present(const struct pv_reader *r, uint64_t chunk, uint64_t map[PV_WORDS]);
 // Reads the wanted pages: page i to dest + i * 4096, zero pages are cleared. Blocks on disks. dest: page-aligned. Several threads
-// may read at once. -EIO, -EBADMSG, ... logged; -EAGAIN: it changed too often while it was read, for a tenth of a second or more.
+// may read at once. -EIO, -EBADMSG, ...; -EAGAIN: it changed too often while it was read, for a tenth of a second or more. Logged.
 int pv_reader_read(struct pv_reader *r, uint64_t chunk, const uint64_t want[PV_WORDS], char *dest);
 
 // Of a snapshot: nothing of the chunk is wanted any more; who waits for it goes on.

@@ -16,9 +16,12 @@
 //	             -chardev of QEMU's own name for it ("serial0") and -serial chardev:serial0. -D goes, since QEMU would
 //	             overwrite that file; its messages come with its other output
 //	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and two QMP monitors
+//	users        -runas and -run-with user= go: whoever starts QEMU has become the user that it was, before QEMU's binary, which may be
+//	             that user's own, runs. -chroot goes too, unless QEMU is root: only root can
 //
 // Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -44,6 +47,7 @@ struct qemu_cmdline_opts {
 	int qmp_fd, commands_fd; // listening unix sockets that the new QEMU inherits: our own monitors
 	const struct qemu_cmdline_ram *ram;
 	size_t nr_ram;
+	bool as_root; // it is started by root and stays root
 };
 
 // The new command line: *argv ends with NULL and is freed by qemu_cmdline_free(). Each option in replace takes the place of the

@@ -160,10 +160,34 @@ static int fix_overcommit(struct cmdline *c, struct cmdline_option *opt)
 	return without(opt, (const char *const[]){ "mem-lock", NULL });
 }
 
-static int fix_run_with(struct cmdline *c, struct cmdline_option *opt)
+static int fix_runas(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
-	return without(opt, (const char *const[]){ "exit-with-parent", NULL });
+	opt->drop = !opt->ours;
+	return 0;
+}
+
+static bool can_chroot(const struct cmdline *c, const struct cmdline_option *opt)
+{
+	if (!c->o || c->o->as_root || opt->ours)
+		return true;
+	log_warn("QEMU option -%s %s: only root can do this, so the restored QEMU is not confined to that folder", opt->rule->name, opt->value);
+	return false;
+}
+
+static int fix_chroot(struct cmdline *c, struct cmdline_option *opt)
+{
+	opt->drop = !can_chroot(c, opt);
+	return 0;
+}
+
+static int fix_run_with(struct cmdline *c, struct cmdline_option *opt)
+{
+	const char *const for_good[] = { "exit-with-parent", opt->ours ? NULL : "user", NULL };
+	_cleanup_free_ char *chroot = qemu_opt_get(opt->value, NULL, "chroot");
+	int err = chroot && !can_chroot(c, opt) ? without(opt, (const char *const[]){ "chroot", NULL }) : 0;
+
+	return err || opt->drop ? err : without(opt, for_good);
 }
 
 // ---- display and logs
@@ -293,7 +317,7 @@ static const struct cmdline_rule rules[] = {
 	KEEP("append"), KEEP_FLAG("async-teardown"), OPTS("audio"), OPTS("audiodev"), KEEP("bios"), OPTS("blockdev"),
 	KEEP("boot"), KEEP("cdrom"),
 	FIX_OPTS("chardev", cmdline_fix_chardev),
-	KEEP("chroot"), KEEP("compat"), KEEP("cpu"),
+	FIX("chroot", fix_chroot), KEEP("compat"), KEEP("cpu"),
 	FIX("D", fix_logfile),
 	KEEP("d"), DROP_FLAG("daemonize"),
 	FIX("debugcon", cmdline_fix_port),
@@ -330,7 +354,7 @@ static const struct cmdline_rule rules[] = {
 	FIX("qmp-pretty", cmdline_fix_monitor),
 	REFUSE("qtest", "a VM that is driven by qtest cannot be restored"),
 	REFUSE("readconfig", "only options on the command line itself can be rebuilt; write the file's contents as such"),
-	KEEP("rotate"), KEEP("rtc"), KEEP("runas"),
+	KEEP("rotate"), KEEP("rtc"), FIX("runas", fix_runas),
 	FIX("run-with", fix_run_with),
 	DROP_FLAG("S"), KEEP_FLAG("s"), KEEP("sandbox"), KEEP("sd"), KEEP("seed"),
 	FIX("serial", cmdline_fix_port),

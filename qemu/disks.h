@@ -26,7 +26,8 @@ void qemu_prepared_free(struct qemu_prepared *p);
 
 // Puts a new qcow2 file over each writable disk, all in one transaction: suffix is added to the file's name. From then on
 // the VM writes to these; the files below are as they are now. The entries of disks get their `snapshot`. The VM stands still. On
-// an error nothing is changed, no file is left. -EOPNOTSUPP: a disk that cannot have one, named. Logs.
+// an error nothing is changed, no file is left. -EOPNOTSUPP: a disk that cannot have one, named. Another error: -EINPROGRESS, the VM
+// needs attention: it may write to the new files, or does, and they are left. Logs.
 int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, VmDiskEntry **disks, size_t nr);
 // The same with files that were prepared for this suffix; what is missing is made. prepared may be NULL.
 int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr);
@@ -50,7 +51,7 @@ struct qemu_overlay_opts {
 	const char *cwd; // recorded
 	const char *name; // of the restored VM
 	const char *qemu; // binary: qemu-img is looked for beside it, then in PATH
-	uid_t uid; // whose the new files are
+	uid_t uid; // whose the new files are: they are made with no more than this user's rights
 	gid_t gid;
 };
 
@@ -59,6 +60,8 @@ struct qemu_overlays {
 	int argc;
 	char **files;
 	size_t nr_files;
+	uid_t uid; // whose they are
+	gid_t gid;
 };
 
 // Makes the files, and the command line that uses them. Blocks. Logs; -EOPNOTSUPP (a disk whose place in the command line is not

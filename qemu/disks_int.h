@@ -3,7 +3,9 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 
 #include "qemu/disks.h"
 
@@ -39,9 +41,23 @@ int disk_beside(const char *path, const char *suffix, char **out);
 // A format that QEMU can read below a qcow2 file, and that is opened the same way again by a file's name.
 bool disk_format_is_plain(const char *driver);
 
+// ---- the new files (disks_file.c), all of it done with the rights of this user alone, when we are root
+
+struct disk_user {
+	const struct qemu_vm *vm; // paths are as it sees them; NULL: as we do
+	uid_t uid;
+	gid_t gid;
+};
+
+struct disk_user disk_user_of(const struct qemu_vm *vm);
+
+// An empty file that was not there; paths are absolute. Does not log; -EEXIST, -EACCES, ...
+int disk_file_make(const struct disk_user *u, const char *path, mode_t mode);
+// Logs.
+void disk_file_delete(const struct disk_user *u, const char *path);
 // Fills an empty file by qemu-img, which is looked for beside qemu and then in PATH: a qcow2 file of that size over base, which is
 // not looked at, or, size being 0, of base's. -ENOENT: there is no qemu-img, not logged. Others are: -EIO, it failed. Blocks.
-int disk_create(const char *qemu, const char *base, const char *format, uint64_t size, const char *file);
+int disk_create(const struct disk_user *u, const char *qemu, const char *base, const char *format, uint64_t size, const char *file);
 
 // Whether QEMU has the file open. pid: QEMU's.
 bool disk_is_open(int pid, const struct stat *file);

@@ -37,6 +37,7 @@ struct qemu_prepared {
 
 struct snapshot {
 	struct qemu_vm *vm;
+	struct disk_user user; // the VM's
 	const char *suffix;
 	struct qemu_prepared *prepared;
 	bool preparing; // the files only
@@ -79,36 +80,24 @@ static VmDiskEntry *entry_of(const struct snapshot *s, const char *node)
 	return NULL;
 }
 
-// QEMU would write over a file that is there. It is the VM's own, as it may be another user.
+// QEMU would write over a file that is there.
 static int make_empty(const struct snapshot *s, const char *base, const char *path)
 {
-	_cleanup_close_ int fd = -1;
 	char reach[PATH_MAX];
 	struct stat st;
+	int r;
 
 	if (qemu_vm_path(s->vm, base, reach, sizeof reach) || stat(reach, &st))
 		return refuse(s, base, strerror(errno));
 	if (!S_ISREG(st.st_mode))
 		return refuse(s, base, "it is no regular file, so there is no place beside it for a new one; take a snapshot of it by "
 				       "other means while the VM is stopped, and dump without --disk-snapshot");
-	if (qemu_vm_path(s->vm, path, reach, sizeof reach))
-		return -ENAMETOOLONG;
-	fd = open(reach, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0) {
-		int err = errno;
-
-		log_err("QEMU %d: %s cannot be made to take what its disk %s gets from now on: %s%s", s->vm->pid, path, base, strerror(err),
-			err == EEXIST ? "; move it away if it is from an earlier attempt" : "");
-		return -err;
-	}
-	if (fchmod(fd, st.st_mode & 0660) || fchown(fd, s->vm->uid, s->vm->gid)) {
-		int err = errno;
-
-		log_err("%s cannot be given to the user of QEMU %d: %s", path, s->vm->pid, strerror(err));
-		unlink(reach);
-		return -err;
-	}
-	return 0;
+	r = disk_file_make(&s->user, path, st.st_mode & 0660);
+	if (r)
+		log_err("QEMU %d: %s cannot be made to take what its disk %s gets from now on: %s%s", s->vm->pid, path, base, strerror(-r),
+			r == -EEXIST ? "; move it away if it is from an earlier attempt" :
+			r == -EACCES ? "; the user of the VM must have the right to write into this folder" : "");
+	return r;
 }
 
 // A prepared file for this disk becomes the snapshot's; NULL if there is none. One for what the disk was before goes.
@@ -146,7 +135,6 @@ static int make_file(struct snapshot *s, const VmDiskEntry *e, char **file)
 static int prepare_file(struct snapshot *s, VmDiskEntry *e, uint64_t size)
 {
 	struct prepared_file *p = &s->prepared->files[s->prepared->nr];
-	char reach[PATH_MAX];
 	int r = make_file(s, e, &p->file);
 
 	if (r)
@@ -155,9 +143,9 @@ static int prepare_file(struct snapshot *s, VmDiskEntry *e, uint64_t size)
 	p->size = size;
 	p->base = strdup(e->path);
 	p->format = strdup(e->format);
-	if (!p->base || !p->format || qemu_vm_path(s->vm, p->file, reach, sizeof reach))
+	if (!p->base || !p->format)
 		return -ENOMEM;
-	return disk_create(s->vm->exe, e->path, e->format, size, reach);
+	return disk_create(&s->user, s->vm->exe, e->path, e->format, size, p->file);
 }
 
 static int add_action(struct snapshot *s, VmDiskEntry *e, const char *image)
@@ -270,7 +258,7 @@ static int plan(struct snapshot *s)
 int qemu_disks_prepare(struct qemu_vm *vm, const char *suffix, struct qemu_prepared **out)
 {
 	struct qemu_prepared *p = calloc(1, sizeof *p);
-	struct snapshot s = { .vm = vm, .suffix = suffix, .prepared = p, .preparing = true };
+	struct snapshot s = { .vm = vm, .user = disk_user_of(vm), .suffix = suffix, .prepared = p, .preparing = true };
 	int r = p ? qemu_disks(vm, &s.disks, &s.nr) : -ENOMEM;
 
 	*out = NULL;
@@ -317,21 +305,31 @@ static int stat_again(struct qemu_vm *vm, VmDiskEntry **disks, size_t nr)
 	return r;
 }
 
+// Only QEMU's refusal says that nothing has happened: otherwise it may write to the new files by now, whatever became of its answer.
+static int transact(struct snapshot *s)
+{
+	int r = qmp_call(s->vm->qmp, "transaction", json_pack("{s:O}", "actions", s->actions), NULL);
+
+	if (!r || r == -EREMOTEIO)
+		return r;
+	log_err("QEMU %d may use new files (named .%s.qcow2) over its disks or not: see what 'query-block' says to its monitor, and "
+		"delete none that it uses", s->vm->pid, s->suffix);
+	return -EINPROGRESS;
+}
+
 int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr)
 {
-	struct snapshot s = { .vm = vm, .suffix = suffix, .prepared = prepared, .disks = disks, .nr = nr, .actions = json_array() };
+	struct snapshot s = { .vm = vm, .user = disk_user_of(vm), .suffix = suffix, .prepared = prepared, .disks = disks, .nr = nr,
+			      .actions = json_array() };
 	int r = s.actions ? plan(&s) : -ENOMEM;
 
 	if (!r && json_array_size(s.actions))
-		r = qmp_call(vm->qmp, "transaction", json_pack("{s:O}", "actions", s.actions), NULL);
+		r = transact(&s);
 	json_decref(s.actions);
-	if (r == -ETIMEDOUT || r == -EPIPE) // it may have happened
-		log_err("QEMU %d may use new files (named .%s.qcow2) over its disks or not: see what 'query-block' says to its monitor, and "
-			"delete none that it uses", vm->pid, suffix);
-	else if (r)
+	if (r && r != -EINPROGRESS)
 		forget_all(&s);
-	else if ((r = stat_again(vm, disks, nr)))
-		qemu_disks_snapshot_undo(vm, disks, nr);
+	else if (!r && (r = stat_again(vm, disks, nr)) && qemu_disks_snapshot_undo(vm, disks, nr))
+		r = -EINPROGRESS;
 	return r;
 }
 

@@ -18,6 +18,7 @@
 #include "util/log.h"
 
 #define JOB_TIMEOUT_NS (60 * NSEC_PER_SEC)
+#define CANCEL_TIMEOUT_NS (20 * NSEC_PER_SEC)
 #define JOB_NAP_NS (2 * NSEC_PER_MSEC)
 
 bool disk_overlay_is_open(const struct qemu_vm *vm, const char *path)
@@ -30,10 +31,9 @@ bool disk_overlay_is_open(const struct qemu_vm *vm, const char *path)
 
 void disk_overlay_delete(const struct qemu_vm *vm, const char *path)
 {
-	char reach[PATH_MAX];
+	struct disk_user u = disk_user_of(vm);
 
-	if (!qemu_vm_path(vm, path, reach, sizeof reach) && unlink(reach) && errno != ENOENT)
-		log_warn("%s cannot be deleted: %s; delete it, nobody needs it", path, strerror(errno));
+	disk_file_delete(&u, path);
 }
 
 void disk_overlay_forget(VmDiskEntry *e)
@@ -87,6 +87,23 @@ static int wait_job(struct qemu_vm *vm, const char *id, const char *until)
 	}
 }
 
+// A job that was begun and not ended would be in the way of every later one.
+static void cancel(struct qemu_vm *vm, const char *id)
+{
+	uint64_t end = clock_now_ns() + CANCEL_TIMEOUT_NS;
+	char state[32], why[256];
+
+	qmp_try(vm->qmp, "job-cancel", json_pack("{s:s}", "id", id), NULL);
+	while (!job_state(vm, id, state, sizeof state, why, sizeof why) && *state && strcmp(state, "concluded")) {
+		if (clock_now_ns() > end) {
+			log_err("QEMU %d: the block job %s cannot be cancelled in time; say 'job-cancel' and 'job-dismiss' for it to its monitor",
+				vm->pid, id);
+			return;
+		}
+		nanosleep(&(struct timespec){ .tv_nsec = JOB_NAP_NS }, NULL);
+	}
+}
+
 // The node of the qcow2 file that is over a disk; NULL if QEMU has none such.
 static const char *find_overlay(const struct qemu_vm *vm, const struct disk_graph *g, const char *file)
 {
@@ -126,6 +143,8 @@ static int commit(struct qemu_vm *vm, const struct disk_graph *g, const char *ov
 		r = qmp_call(vm->qmp, "job-complete", json_pack("{s:s}", "id", id), NULL);
 	if (!r)
 		r = wait_job(vm, id, "concluded");
+	if (r)
+		cancel(vm, id);
 	qmp_try(vm->qmp, "job-dismiss", json_pack("{s:s}", "id", id), NULL);
 	return r;
 }

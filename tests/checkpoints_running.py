@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Checkpoints of VMs that run on: cut off, onto full disks, paused ones, of other users, with balloons, in private virtual memory."""
+import dataclasses
 import glob
 import os
 import random
@@ -273,10 +274,10 @@ def balloon(q, mib):
     wait_for(f"a guest of {mib} MiB", 30, lambda: q.call("query-balloon")["actual"] == mib * MIB)
 
 
-def balloon_vm(rig, memory, append="fill=30", **changes):
+def balloon_vm(rig, memory):
     """It has a second monitor, for while the first is taken."""
-    return rig.vm(guest=rig.linux(append, args=["-qmp", "unix:{tmp}/second.sock,server=on,wait=off",
-                                                "-device", "virtio-balloon-pci,free-page-reporting=on", *memory], **changes))
+    guest = dataclasses.replace(rig.linux(), append="fill=25", args=["-device", "virtio-balloon-pci,free-page-reporting=on", *memory])
+    return rig.vm(guest=guest, args=["-qmp", "unix:{dir}/second.sock,server=on,wait=off"])
 
 
 @cases(anonymous=([],), memfd=(MEMFD,))

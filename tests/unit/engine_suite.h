@@ -15,7 +15,7 @@ static inline void expect_trouble(struct rig *r, const char *what, int err, uint
 {
 	struct pv_stats s;
 
-	ck_assert(rig_until(r, rig_stats(r).trouble, 2000));
+	ck_assert(rig_until(r, rig_stats(r).trouble, RIG_PATIENCE_MS));
 	s = rig_stats(r);
 	ck_assert_str_eq(s.trouble, what);
 	ck_assert_int_eq(s.trouble_err, err);

@@ -117,7 +117,12 @@ static const struct {
 	{ "qemu -numa node,mem=64M", NULL, "", "-numa node,mem=64M -display none" },
 	// lifecycle
 	{ "qemu -S -daemonize -pidfile p -incoming tcp:0:4444 -loadvm x", NULL, "", "-display none" },
-	{ "qemu -run-with exit-with-parent=on,user=u", NULL, "", "-run-with user=u -display none" },
+	{ "qemu -run-with exit-with-parent=on", NULL, "", "-display none" },
+	// users: QEMU is started as the one that it was
+	{ "qemu -runas u -run-with exit-with-parent=on,user=u", NULL, "", "-display none" },
+	{ "qemu -chroot /d -run-with user=u,chroot=/d,async-teardown=on", NULL, "", "-run-with async-teardown=on -display none" },
+	{ "qemu -runas u", "-runas v", "", "-runas v -display none" },
+	{ "qemu", "-run-with user=v", "", "-run-with user=v -display none" },
 	// accelerator by name
 	{ "/usr/bin/kvm", NULL, "", "-accel kvm -accel tcg -display none" },
 	{ "qemu-kvm -accel tcg,thread=single", NULL, "", "-accel tcg,thread=single -display none" },

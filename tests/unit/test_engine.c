@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The paging engine at work: a real process is paged for real, to and from a real file.
+#include <signal.h>
+#include <sys/resource.h>
+
 #include "engine_suite.h"
 
 #define BUDGET (16 * MiB) // the smallest there is
@@ -31,14 +34,14 @@ static void write_until_drain_is_held(struct rig *r)
 {
 	r->drain = DRAIN_HOLD;
 	rig_do(r, 0, GUEST_WRITE, 0, FIRST);
-	ck_assert_msg(rig_until(r, r->drain_held, 2000), "%lu MiB are in memory, and no page-out begins", rig_memory(r) / MiB);
+	ck_assert_msg(rig_until(r, r->drain_held, RIG_PATIENCE_MS), "%lu MiB are in memory, and no page-out begins", rig_memory(r) / MiB);
 }
 
 // What went wrong is over: before long, memory is within the budget, and there is nothing to complain of.
 static void expect_all_well(struct rig *r)
 {
-	ck_assert_msg(rig_until(r, rig_memory(r) <= BUDGET, 5000), "%lu KiB in memory", rig_memory(r) / KiB);
-	ck_assert(rig_until(r, !rig_stats(r).trouble, 2000));
+	ck_assert_msg(rig_until(r, rig_memory(r) <= BUDGET, RIG_PATIENCE_MS), "%lu KiB in memory", rig_memory(r) / KiB);
+	ck_assert(rig_until(r, !rig_stats(r).trouble, RIG_PATIENCE_MS));
 	ck_assert_uint_eq(rig_stats(r).overdraft + rig_stats(r).reads_waiting + rig_stats(r).trouble_ns + rig_stats(r).faults_waiting, 0);
 }
 
@@ -291,7 +294,7 @@ START_TEST(write_error)
 	good = r.swap.fd;
 	r.swap.fd = bad = broken_swap(&r, O_RDONLY);
 	rig_do(&r, 0, GUEST_WRITE, 0, FIRST);
-	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
+	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, RIG_PATIENCE_MS));
 	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST);
 	rig_order(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // more than there is room for: it waits
 	ck_assert(!rig_until(&r, rig_idle(&r), 1300));
@@ -307,6 +310,36 @@ START_TEST(write_error)
 }
 END_TEST
 
+// A disk that is full still takes what it has blocks for: the guest waits, and stat says why for as long as it does.
+START_TEST(write_error_of_some)
+{
+	const size_t good = NR_PAGES / 4; // pages; the others are more than there is room for
+	struct rlimit all, some;
+	struct rig r;
+
+	quiet();
+	signal(SIGXFSZ, SIG_IGN);
+	ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &all), 0);
+	some = (struct rlimit){ .rlim_cur = good * PAGE_SIZE, .rlim_max = all.rlim_max };
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	r.vcpu[0] = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &some), 0);
+	rig_do(&r, 0, GUEST_WRITE, good, 2 * PV_CHUNK_PAGES); // to go first, and to fail, together with some that do not
+	rig_do(&r, 0, GUEST_WRITE, 0, 2 * PV_CHUNK_PAGES);
+	rig_order(&r, 0, GUEST_WRITE, good, NR_PAGES - good);
+	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, RIG_PATIENCE_MS));
+	ck_assert_msg(!rig_until(&r, rig_stats(&r).faults_waiting && !rig_stats(&r).trouble, 3500), "it waits, and stat does not say why");
+	ck_assert(rig_stats(&r).trouble && !rig_idle(&r));
+	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &all), 0);
+	rig_finish(&r);
+	expect_all_well(&r);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
 START_TEST(read_error)
 {
 	int good, bad;
@@ -318,9 +351,9 @@ START_TEST(read_error)
 	good = r.swap.fd;
 	r.swap.fd = bad = broken_swap(&r, O_WRONLY);
 	rig_order(&r, 0, GUEST_VERIFY, 0, 10);
-	ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, 2000));
+	ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, RIG_PATIENCE_MS));
 	rig_order(&r, 1, GUEST_WRITE, NR_PAGES - 100, 100); // others need not wait
-	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, 2000));
+	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, RIG_PATIENCE_MS));
 	rig_pass(&r, 700); // a second attempt has failed, too
 	ck_assert_uint_eq(r.g->worker[0].touched, 0);
 	expect_trouble(&r, "the swap image cannot be read", -EBADF, 700);
@@ -347,7 +380,7 @@ START_TEST(source_error)
 	pv_engine_run(r.e);
 	rig_order(&r, 0, GUEST_VERIFY, 300, 1);
 	rig_order(&r, 1, GUEST_VERIFY, 300, 1); // to be served by the same read
-	ck_assert(rig_until(&r, !r.source_errors, 3000));
+	ck_assert(rig_until(&r, !r.source_errors, RIG_PATIENCE_MS));
 	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 1);
 	ck_assert_uint_eq(r.g->worker[0].touched + r.g->worker[1].touched, 0);
 	expect_trouble(&r, "the test's source fails", -EIO, 500);
@@ -402,7 +435,7 @@ START_TEST(discards)
 	verify_all(&r);
 	verify_all(&r);
 	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
-	ck_assert(rig_until(&r, rig_stats(&r).empty == NR_PAGES && rig_memory(&r) == 0, 2000));
+	ck_assert(rig_until(&r, rig_stats(&r).empty == NR_PAGES && rig_memory(&r) == 0, RIG_PATIENCE_MS));
 	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
 	ck_assert_int_le(st.st_blocks * 512, 2 * PAGE_SIZE); // it gives back what it has of them
 	rig_end(&r);
@@ -420,9 +453,9 @@ START_TEST(discard_while_read)
 	rig_start(&r);
 	pv_engine_run(r.e);
 	rig_order(&r, 0, GUEST_VERIFY, 10, 1);
-	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	rig_order(&r, 1, GUEST_DISCARD, 5, 20);
-	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, 2000));
+	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, RIG_PATIENCE_MS));
 	r.source_hold = false;
 	rig_finish(&r);
 	verify_all(&r);
@@ -442,7 +475,7 @@ START_TEST(discard_when_read)
 	rig_start(&r);
 	pv_engine_run(r.e);
 	rig_order(&r, 0, GUEST_VERIFY, 10, 1);
-	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	r.deaf = true;
 	rig_order(&r, 1, GUEST_DISCARD, 5, 20);
 	rig_pass(&r, 50); // it waits for its event to be read
@@ -534,7 +567,7 @@ START_TEST(next_engine)
 
 	start(&r);
 	rig_do(&r, 0, GUEST_WRITE, 0, NR_PAGES);
-	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, 2000));
+	ck_assert(rig_until(&r, !rig_stats(&r).page_out_under_way, RIG_PATIENCE_MS));
 	rig_order(&r, 1, GUEST_VERIFY, 0, 600);
 	replace_engine(&r);
 	rig_finish(&r);
@@ -603,6 +636,7 @@ int main(void)
 	add(s, withheld_drain, 1);
 	add(s, failing_drain, 1);
 	add(s, write_error, 1);
+	add(s, write_error_of_some, 1);
 	add(s, read_error, 1);
 	add(s, source_error, 1);
 	add(s, discards, 1);

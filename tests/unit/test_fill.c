@@ -257,7 +257,7 @@ START_TEST(demand_comes_first)
 	start(&r);
 	r.source_hold = true;
 	rig_order(&r, 0, GUEST_VERIFY, NR_PAGES - 1, 1);
-	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	pv_fill_begin(r.e);
 	r.more = pv_balance(r.e);
 	ck_assert_ptr_eq(first_read(&r)->link.next->next, &r.source_queue); // its, and one more
@@ -287,7 +287,7 @@ START_TEST(guest_in_need)
 	} else {
 		r.source_errors = 1;
 		rig_order(&r, 0, GUEST_VERIFY, NR_PAGES - 1, 1);
-		ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, 2000));
+		ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, RIG_PATIENCE_MS));
 	}
 	pv_fill_begin(r.e);
 	rig_pass(&r, 200);
@@ -312,7 +312,7 @@ static void hold_copies(struct rig *r, uint64_t chunk)
 	r->copy_hold = true;
 	rig_pass(r, 20);
 	pv_fill_begin(r->e);
-	ck_assert(rig_until(r, !list_empty(&r->source_queue), 2000));
+	ck_assert(rig_until(r, !list_empty(&r->source_queue), RIG_PATIENCE_MS));
 	ck_assert_uint_eq(first_read(r)->chunk, chunk);
 	ck_assert_ptr_ne(first_read(r)->dest, rig_page(r, chunk * 256));
 }
@@ -373,7 +373,7 @@ START_TEST(source_error)
 	r.copy_hold = false;
 	pv_fill_begin(r.e);
 	expect_trouble(&r, "the test's source fails", -EIO, 0);
-	ck_assert(rig_until(&r, !r.source_errors, 2000));
+	ck_assert(rig_until(&r, !r.source_errors, RIG_PATIENCE_MS));
 	finish_held(&r);
 }
 END_TEST
@@ -425,7 +425,7 @@ START_TEST(write_error)
 	good = r.swap.fd;
 	r.swap.fd = bad = broken_swap(&r, O_RDONLY);
 	r.copy_hold = false;
-	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, 2000));
+	ck_assert(rig_until(&r, rig_stats(&r).writes_failed, RIG_PATIENCE_MS));
 	rig_pass(&r, 700); // a second attempt has failed, too
 	ck_assert_uint_gt(rig_stats(&r).writes_failed, 1);
 	expect_trouble(&r, "the swap image cannot be written", -EBADF, 700);
@@ -471,9 +471,9 @@ START_TEST(time_makes_it_so)
 	rig_start(&r);
 	pv_engine_run(r.e);
 	rig_order(&r, 0, GUEST_VERIFY, 300, 1);
-	ck_assert(rig_until(&r, !list_empty(&r.source_queue), 2000));
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	rig_order(&r, 1, GUEST_DISCARD, 256, 256);
-	ck_assert(rig_until(&r, !rig_stats(&r).source, 2000));
+	ck_assert(rig_until(&r, !rig_stats(&r).source, RIG_PATIENCE_MS));
 	rig_pass(&r, 200);
 	ck_assert(!r.source_gone);
 	r.source_hold = false;
@@ -493,7 +493,7 @@ START_TEST(next_engine)
 	start(&r);
 	pv_fill_begin(r.e);
 	for (unsigned i = 0; i < 4; i++) {
-		ck_assert(rig_until(&r, rig_stats(&r).filled_memory + rig_stats(&r).filled_swap, 2000));
+		ck_assert(rig_until(&r, rig_stats(&r).filled_memory + rig_stats(&r).filled_swap, RIG_PATIENCE_MS));
 		r.source_hold = true;
 		rig_order(&r, 0, GUEST_WRITE, i * 3000, 500);
 		ck_assert(rig_until(&r, !list_empty(&r.source_queue) && !rig_stats(&r).page_out_under_way, RIG_PATIENCE_MS));

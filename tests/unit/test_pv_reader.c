@@ -447,6 +447,7 @@ START_TEST(changes_for_ever)
 	start_changing(&c, &reader, NULL, 0);
 	pv_page_set_home(c.r.pages, 99, PV_HOME_NONE);
 	ck_assert_int_eq(pv_reader_read(reader, 0, all, buf), -EAGAIN);
+	ck_assert_ptr_nonnull(strstr(log_last_error(), "more memory"));
 	ck_assert_uint_ge(clock_now_ns() - begun, NSEC_PER_SEC / 10);
 	pv_page_set_home(c.r.pages, 99, PV_HOME_ZERO);
 	ck_assert_int_eq(pv_reader_read(reader, 0, all, buf), 0);

@@ -38,9 +38,9 @@ static void copy_start(struct copy *c)
 
 static void copy_end(struct copy *c)
 {
-	ck_assert(mm_track_is_there(c->child.pid, c->tracker));
+	ck_assert(mm_track_id(c->child.pid, c->tracker));
 	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker, &c->range, 1), 0);
-	ck_assert(!mm_track_is_there(c->child.pid, c->tracker));
+	ck_assert(!mm_track_id(c->child.pid, c->tracker));
 	ck_assert_int_eq(mm_track_end(c->child.pid, c->tracker, &c->range, 1), 0);
 	mm_source_close(c->source);
 	mm_pagemap_close(c->pagemap);
@@ -256,7 +256,7 @@ START_TEST(errors)
 	ck_assert_int_eq(mm_uffd_api(p.uffd, UFFD_FEATURE_PAGEFAULT_FLAG_WP, NULL), 0);
 	ck_assert_int_eq(mm_uffd_register_wp(p.uffd, c.hva + LEN / 2, PAGE_SIZE), 0);
 	ck_assert_int_eq(mm_track_begin(c.pid, -1, &r, 1, &tracker), -EBUSY);
-	ck_assert(!mm_track_is_there(c.pid, p.target_uffd + 1)); // nothing stays behind
+	ck_assert(!mm_track_id(c.pid, p.target_uffd + 1)); // nothing stays behind
 	// Another descriptor than it was said to be is not closed.
 	ck_assert_int_eq(mm_plant_remove(c.pid, 1, "anon_inode:[userfaultfd]"), -EBADF);
 	ck_assert_int_eq(mm_plant_remove(c.pid, 99, "anon_inode:[userfaultfd]"), -EBADF);
@@ -266,7 +266,7 @@ START_TEST(errors)
 	ck_assert_int_eq(mm_track_begin(c.pid, -1, &r, 1, &other), -EBUSY);
 	kill(c.pid, SIGKILL);
 	waitpid(c.pid, NULL, 0);
-	ck_assert(!mm_track_is_there(c.pid, tracker));
+	ck_assert(!mm_track_id(c.pid, tracker));
 	ck_assert_int_eq(mm_track_end(c.pid, tracker, &r, 1), 0);
 	ck_assert_int_eq(mm_track_begin(c.pid, -1, &r, 1, &tracker), -ESRCH);
 	munmap(c.box, sizeof *c.box);
