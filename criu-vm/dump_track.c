@@ -73,6 +73,19 @@ static int prev_path(const struct dump_opts *o, char **path)
 	return *path ? 0 : -ENOMEM;
 }
 
+// Memory that was plugged in or out since is in no parent.
+static int check_blocks(const struct dump *d, const char *path)
+{
+	bool same = img_dir_nr_blocks(d->parent) == d->nr_guest;
+
+	for (uint32_t i = 0; same && i < d->nr_guest; i++)
+		same = img_dir_block_len(d->parent, i) == d->blocks[i].len;
+	if (same)
+		return 0;
+	log_err("QEMU %d has other memory now than in %s: some was plugged in or out; make a whole one, without --prev-images-dir", d->vm->pid, path);
+	return -EINVAL;
+}
+
 int dump_open_parent(void *ctx)
 {
 	struct dump *d = ctx;
@@ -88,7 +101,7 @@ int dump_open_parent(void *ctx)
 		return r;
 	if (d->is_tracked && d->tracked.known && d->tracked.images_id == img_dir_id(d->parent) &&
 	    (ram_is_paged(d->ram) || mm_track_id(d->vm->pid, d->tracked.uffd) == d->tracked.uffd_id))
-		return 0;
+		return check_blocks(d, path);
 	log_err("what QEMU %d has changed since %s is not known: %s; make a whole one, without --prev-images-dir", d->vm->pid, path,
 		!d->is_tracked	     ? "it is not tracked (a pre-dump, or a dump with -R --track-mem, begins that)" :
 		!d->tracked.known    ? "the last dump was interrupted or failed" :

@@ -309,7 +309,7 @@ static int find_named(struct now *n, const json_t *children, struct plugs *p)
 // In the order in which they came, which their numbers tell.
 static int find_nameless(struct now *n, struct plugs *p)
 {
-	json_t *children, *type;
+	json_t *children = NULL, *type;
 	int ret = now_children(n, NAMELESS, &children);
 
 	for (size_t i = 0, found = 0; !ret && found < json_object_size(children) && i < 65536; i++) {
@@ -326,8 +326,7 @@ static int find_nameless(struct now *n, struct plugs *p)
 		if (!ret && yes)
 			ret = add_plugged(n, p, path, NULL, json_string_value(type));
 	}
-	if (!ret)
-		json_decref(children);
+	json_decref(children);
 	return ret;
 }
 

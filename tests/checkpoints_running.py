@@ -125,10 +125,18 @@ class Heads:
                 restored(self.rig, self.vm, path)
 
 
+def writing(path):
+    """Some of its pages have been written."""
+    return any(os.stat(pages).st_blocks for pages in glob.glob(f"{path}.*.partial/pages-1.img"))
+
+
 def cut(rig, vm, kind, path, parent, seconds, signum):
-    """The checkpoint is whole or not there, and which it is. seconds: of one that is not cut off."""
+    """The checkpoint is whole or not there, and which it is. seconds: when, or None: in the midst of its pages."""
     process = rig.start_criu_vm(*line(vm, kind, path, parent))
-    time.sleep(random.uniform(0, seconds * 1.1))
+    if seconds is None:
+        wait_for("pages", 20, lambda: writing(path) or process.poll() is not None)
+    else:
+        time.sleep(seconds)
     if process.poll() is None:
         os.kill(process.pid, signum)
     result = rig.end_criu_vm(process)
@@ -142,7 +150,7 @@ def cut(rig, vm, kind, path, parent, seconds, signum):
 
 @cases(**{f"{kind}_{name}": (kind, signum) for kind in KINDS for name, signum in (("sigint", signal.SIGINT), ("sigkill", signal.SIGKILL))})
 def running_cut_off(rig, kind, signum):
-    """At random moments. The VM runs on; another increment is right, or refused; a whole one is right."""
+    """At random moments, and while it writes pages. The VM runs on; another increment is right, or refused; a whole one is right."""
     vm, kind = rig.vm(), KINDS[kind]
     first = save(rig, vm, TRACKED, "first")
     begin = time.monotonic()
@@ -153,7 +161,7 @@ def running_cut_off(rig, kind, signum):
     heads = Heads(rig, vm, save(rig, vm, TRACKED, "second"))
     for i in range(rig.opts.rounds):
         path = f"{rig.tmp}/cut-{i}"
-        if cut(rig, vm, kind, path, heads.last(kind), seconds, signum):
+        if cut(rig, vm, kind, path, heads.last(kind), random.uniform(0, seconds * 1.1) if i % 2 else None, signum):
             rig.criu_vm("verify", path).check(0)
             heads.made(kind, path)
             if kind is STOPPED and vm.status() == "paused":
@@ -176,11 +184,6 @@ def full_disk(rig, kind):
     check(os.listdir(where) == ["lost+found"], f"left: {os.listdir(where)}")
     vm.runs_on()
     restored(rig, vm, save(rig, vm, ENDS, "last"))
-
-
-def writing(path):
-    """Some of its pages have been written."""
-    return any(os.stat(pages).st_blocks for pages in glob.glob(f"{path}.*.partial/pages-1.img"))
 
 
 @cases(**{name: (kind,) for name, kind in KINDS.items()})
@@ -248,7 +251,7 @@ def left_stopped(rig):
 # ---- of other users
 
 
-@cases(runas={"args": ["-runas", "nobody"]}, started={})
+@cases(runas={"owner": NOBODY, "args": ["-runas", "nobody"]}, started={})
 def running_of_nobody(rig, guest):
     """A QEMU that is not root is tracked and write-protected as well."""
     vm = rig.vm(**(guest or {"owner": NOBODY, "prefix": rig.as_user(NOBODY)}))

@@ -350,7 +350,7 @@ def control_socket_abused(rig):
        started_as_eager=("started", "small"))
 def qemu_of_nobody(rig, how, flavour):
     """A QEMU that is not root: planted by way of /dev/userfaultfd; the new one is not root either."""
-    guest = {"owner": NOBODY, "prefix": rig.as_user(NOBODY)} if how == "started" else {"args": ["-runas", "nobody"]}
+    guest = {"owner": NOBODY, "prefix": rig.as_user(NOBODY)} if how == "started" else {"owner": NOBODY, "args": ["-runas", "nobody"]}
     vm = rig.vm(ram=64, **guest)
     check(uid_of(vm.pid) == NOBODY, "it runs as root")
     rig.dump(vm)
