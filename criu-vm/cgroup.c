@@ -20,7 +20,7 @@
 
 #define FOLDER "criu-vm" // of all groups made by hand; it stays when the last of them goes
 #define NAMES_MAX 1000   // NAME, NAME-2 ... that are tried
-#define GO_WAITS 30
+#define GO_WAITS 100
 #define GO_WAIT_US 10000
 
 static const struct hierarchy {

@@ -48,6 +48,15 @@ static int read_record(const char *root, pid_t pid, struct tracked *t)
 	return r;
 }
 
+// One that its parent has not asked after yet has ended, too: it has no program any more.
+static bool is_alive(pid_t pid, uint64_t start)
+{
+	char path[32], exe[8];
+
+	snprintf(path, sizeof path, "/proc/%d/exe", pid);
+	return process_start(pid) == start && (readlink(path, exe, sizeof exe) >= 0 || errno != ENOENT);
+}
+
 static void sweep(const char *root)
 {
 	DIR *dir = opendir(root);
@@ -58,7 +67,7 @@ static void sweep(const char *root)
 	while (dir && (d = readdir(dir))) {
 		pid_t pid = !strncmp(d->d_name, PREFIX, strlen(PREFIX)) ? atoi(d->d_name + strlen(PREFIX)) : 0;
 
-		if (pid > 0 && (read_record(root, pid, &t) || process_start(pid) != t.start))
+		if (pid > 0 && (read_record(root, pid, &t) || !is_alive(pid, t.start)))
 			tracked_remove(root, pid);
 		if (pid > 0 && !process_start(pid)) { // and the lock of a dump that was killed
 			path_of(root, pid, LOCK_SUFFIX, path);

@@ -108,7 +108,7 @@ static bool can_be_rebuilt(const VmEntry *vm)
 {
 	_cleanup_free_ struct qemu_cmdline_ram *ram = calloc(vm->n_blocks, sizeof *ram);
 	struct qemu_cmdline_opts o = { .qemu = vm->qemu_path, .recorded = vm->argv, .nr_recorded = (int)vm->n_argv, .machine = vm->machine,
-				       .qmp_fd = 3, .commands_fd = 4, .ram = ram, .nr_ram = vm->n_blocks };
+				       .qmp_fd = 3, .commands_fd = 4, .ram = ram, .nr_ram = vm->n_blocks, .as_root = !vm->uid };
 	char **argv;
 
 	if (!ram)

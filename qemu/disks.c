@@ -72,8 +72,7 @@ static json_int_t id_of(const struct disk_graph *g, const char *node)
 	return -1;
 }
 
-// The name of a block node; NULL if it is something else that has edges, such as a device.
-static const char *name_of(const struct disk_graph *g, json_int_t id)
+const char *disk_graph_name(const struct disk_graph *g, json_int_t id)
 {
 	json_t *n;
 	size_t i;
@@ -97,7 +96,7 @@ const char *disk_graph_below(const struct disk_graph *g, const char *node, const
 
 	json_array_foreach(json_object_get(g->graph, "edges"), i, edge)
 		if (end_of(edge, "parent") == id && !strcmp(disk_text(edge, "name"), name))
-			return name_of(g, end_of(edge, "child"));
+			return disk_graph_name(g, end_of(edge, "child"));
 	return NULL;
 }
 
@@ -108,8 +107,8 @@ const char *disk_graph_above(const struct disk_graph *g, const char *node)
 	size_t i;
 
 	json_array_foreach(json_object_get(g->graph, "edges"), i, edge)
-		if (end_of(edge, "child") == id && name_of(g, end_of(edge, "parent")))
-			return name_of(g, end_of(edge, "parent"));
+		if (end_of(edge, "child") == id && disk_graph_name(g, end_of(edge, "parent")))
+			return disk_graph_name(g, end_of(edge, "parent"));
 	return NULL;
 }
 
@@ -159,6 +158,31 @@ char *disk_path(const char *cwd, const char *name)
 	return path;
 }
 
+// ".criu-vm-1700000000000", ".NAME-restored", ".NAME-restored-2": what files over it were called by.
+static bool is_suffix(const char *s, size_t len)
+{
+	static const char ours[] = "criu-vm-", restored[] = "-restored";
+	const char *at = memmem(s, len, restored, strlen(restored));
+
+	if (len > strlen(ours) && !memcmp(s, ours, strlen(ours)))
+		return strspn(s + strlen(ours), "0123456789") >= len - strlen(ours);
+	if (!at)
+		return false;
+	at += strlen(restored);
+	return at == s + len || (*at == '-' && at + 1 < s + len && strspn(at + 1, "0123456789") >= (size_t)(s + len - at - 1));
+}
+
+// Else the names would grow with each snapshot of a snapshot.
+static size_t without_suffixes(const char *path, size_t len)
+{
+	const char *name = memrchr(path, '/', len), *dot;
+
+	name = name ? name + 1 : path;
+	while ((dot = memrchr(name, '.', (size_t)(path + len - name))) && dot > name && is_suffix(dot + 1, (size_t)(path + len - dot - 1)))
+		len = (size_t)(dot - path);
+	return len;
+}
+
 int disk_beside(const char *path, const char *suffix, char **out)
 {
 	size_t len = strlen(path);
@@ -167,6 +191,7 @@ int disk_beside(const char *path, const char *suffix, char **out)
 	*out = NULL;
 	if (len > 6 && !strcmp(path + len - 6, ".qcow2"))
 		len -= 6;
+	len = without_suffixes(path, len);
 	if (asprintf(out, "%.*s.%s.qcow2", (int)len, path, suffix) < 0)
 		return -ENOMEM;
 	name = strrchr(*out, '/');

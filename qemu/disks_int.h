@@ -21,6 +21,8 @@ struct disk_graph {
 int disk_graph_read(struct qmp *q, struct disk_graph *g);
 void disk_graph_fini(struct disk_graph *g);
 
+// The name of a block node by its id; NULL if it is something else that has edges, such as a device.
+const char *disk_graph_name(const struct disk_graph *g, json_int_t id);
 // What query-named-block-nodes says of a node; NULL if there is none of this name.
 json_t *disk_graph_info(const struct disk_graph *g, const char *node);
 // The node at the end of an edge ("file", "backing") from node; NULL if there is none.

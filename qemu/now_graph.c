@@ -6,53 +6,33 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "qemu/disks_int.h"
 #include "qemu/now_int.h"
 #include "qemu/vm_int.h"
 #include "util/log.h"
 
-static int read_nodes(struct now *n, struct now_graph *g)
+static void take_nodes(struct now *n, const struct disk_graph *from, struct now_graph *g)
 {
-	json_t *list, *node;
+	json_t *node;
 	size_t i;
-	int ret = qmp_call(n->r.vm->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1), &list);
 
-	if (ret)
-		return ret;
-	json_array_foreach(list, i, node) {
+	json_array_foreach(from->infos, i, node) {
 		json_t *given = json_object_get(n->r.fdsets, now_text(node, "file"));
 
 		if (given)
 			json_object_set(node, "file", given);
 		json_object_set(g->nodes, now_text(node, "node-name"), node);
 	}
-	json_decref(list);
-	return 0;
 }
 
-static const char *name_of(const json_t *nodes, json_int_t id)
+static void take_edges(const struct disk_graph *from, struct now_graph *g)
 {
-	const json_t *node;
+	const json_t *edge;
 	size_t i;
 
-	json_array_foreach(nodes, i, node)
-		if (json_integer_value(json_object_get(node, "id")) == id && !strcmp(now_text(node, "type"), "block-driver"))
-			return now_text(node, "name");
-	return NULL;
-}
-
-static int read_edges(struct now *n, struct now_graph *g)
-{
-	const json_t *nodes, *edge;
-	json_t *graph;
-	size_t i;
-	int ret = qmp_call(n->r.vm->qmp, "x-debug-query-block-graph", NULL, &graph);
-
-	if (ret)
-		return ret;
-	nodes = json_object_get(graph, "nodes");
-	json_array_foreach(json_object_get(graph, "edges"), i, edge) {
-		const char *parent = name_of(nodes, json_integer_value(json_object_get(edge, "parent")));
-		const char *child = name_of(nodes, json_integer_value(json_object_get(edge, "child")));
+	json_array_foreach(json_object_get(from->graph, "edges"), i, edge) {
+		const char *parent = disk_graph_name(from, json_integer_value(json_object_get(edge, "parent")));
+		const char *child = disk_graph_name(from, json_integer_value(json_object_get(edge, "child")));
 
 		if (!parent || !child)
 			continue;
@@ -60,8 +40,6 @@ static int read_edges(struct now *n, struct now_graph *g)
 			json_object_set_new(g->children, parent, json_object());
 		json_object_set_new(json_object_get(g->children, parent), now_text(edge, "name"), json_string(child));
 	}
-	json_decref(graph);
-	return 0;
 }
 
 // Nodes below this one, as deep as that; whoever walks the graph relies on it to end.
@@ -99,11 +77,18 @@ static int check_edges(const struct now *n, const struct now_graph *g)
 
 int now_graph_read(struct now *n, struct now_graph *g)
 {
-	int ret;
+	struct disk_graph from = { 0 };
+	int ret = disk_graph_read(n->r.vm->qmp, &from);
 
-	*g = (struct now_graph){ .nodes = json_object(), .children = json_object() };
-	ret = g->nodes && g->children ? 0 : -ENOMEM;
-	ret = ret ?: qmp_call(n->r.vm->qmp, "query-block", NULL, &g->blocks) ?: read_nodes(n, g) ?: read_edges(n, g) ?: check_edges(n, g);
+	*g = (struct now_graph){ .blocks = json_incref(from.devices), .nodes = json_object(), .children = json_object() };
+	if (!ret && (!g->nodes || !g->children))
+		ret = -ENOMEM;
+	if (!ret) {
+		take_nodes(n, &from, g);
+		take_edges(&from, g);
+		ret = check_edges(n, g);
+	}
+	disk_graph_fini(&from);
 	if (ret)
 		now_graph_fini(g);
 	return ret;

@@ -17,7 +17,8 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM_TIMEOUT = 300
+PROGRAM_TIMEOUT = 900
+CHECK_TIMEOUTS = {"CK_DEFAULT_TIMEOUT": "60", "CK_TIMEOUT_MULTIPLIER": "4"}     # of one check; others may keep all processors busy
 # Of zdtm's guests and flavours, those that fit into a check; `make zdtm` runs all.
 ZDTM_CHECK = [
     ["-a", "tcg", "-t", "memory"],
@@ -73,7 +74,7 @@ class Count:
 def run(command):
     try:
         p = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                           errors="replace", timeout=PROGRAM_TIMEOUT, check=False)
+                           errors="replace", timeout=PROGRAM_TIMEOUT, check=False, env={**os.environ, **CHECK_TIMEOUTS})
         return p.returncode, p.stdout
     except subprocess.TimeoutExpired as e:
         return -1, f"{(e.stdout or b'').decode(errors='replace')}\nno end after {PROGRAM_TIMEOUT} s"

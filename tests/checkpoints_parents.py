@@ -89,7 +89,7 @@ def parent_of_a_vm_not_tracked(rig):
     third = save(rig, vm, BACKGROUND, "third")
     refused(rig, vm, ENDS, third, third)
     no_trace(rig, vm)
-    other.kill()
+    rig.criu_vm("pre-dump", "--untrack", str(other.pid)).check(0)
     fourth = save(rig, vm, ENDS, "fourth")
     copy = rig.restore(vm, images=fourth)
     refused(rig, copy, PRE_DUMP, fourth, fourth)

@@ -10,6 +10,15 @@ import time
 
 from misuse_rig import MIB, NOBODY, Qmp, cases, check, test, wait_for
 
+# Tests that a check has no time for.
+LONG = {"running-cut-off-predump-sigint", "running-cut-off-running-sigint", "running-cut-off-background-sigint",
+        "running-cut-off-stopped-sigint", "running-cut-off-stopped-sigkill", "full-disk-predump", "full-disk-running",
+        "full-disk-increment", "full-disk-stopped", "disk-gets-full-predump", "disk-gets-full-running", "disk-gets-full-stopped",
+        "running-of-nobody-started", "balloon-between-anonymous", "balloon-between-memfd", "balloon-in-background-anonymous",
+        "balloon-in-background-memfd", "balloon-in-background-reporting", "balloon-in-background-memfd-reporting",
+        "pager-killed-meanwhile-predump", "budget-changed-meanwhile-predump", "budget-changed-meanwhile-increment",
+        "budget-changed-meanwhile-background"}
+
 PRE_DUMP, RUNNING, TRACKED = ["pre-dump"], ["dump", "-R"], ["dump", "-R", "--track-mem"]
 BACKGROUND, STOPPED, ENDS = ["dump", "-R", "--background"], ["dump", "-s"], ["dump"]
 KINDS = {"predump": PRE_DUMP, "running": RUNNING, "increment": TRACKED, "background": BACKGROUND, "stopped": STOPPED}
@@ -88,7 +97,8 @@ def settled(rig, vm, signum):
 
 
 class Heads:
-    """Of a VM, the checkpoints to be restored when it has ended; the last one may be the parent of the next."""
+    """Of a VM, the checkpoints to be restored when it has ended: soon after it was disturbed, before the guest has written to
+    everything again. The last one may be the parent of the next."""
 
     def __init__(self, rig, vm, first):
         self.rig, self.vm, self.paths = rig, vm, [first]
@@ -96,31 +106,22 @@ class Heads:
     def last(self, kind):
         return self.paths[-1] if kind is TRACKED else None
 
-    def made(self, kind, path):
-        """A checkpoint that was made without us. An increment is restored with all that it is made of."""
-        if kind is TRACKED:
-            self.paths[-1] = path
-        else:
-            self.paths.append(path)
-
     def next(self, name):
         """An increment of the last one, or the reason that it cannot be made. The VM is saved whole then."""
         path, parent = f"{self.rig.tmp}/{name}", self.paths[-1]
         result = self.rig.criu_vm(*line(self.vm, TRACKED, path, parent))
-        if result.status == 0:
-            self.paths[-1] = path
-        else:
+        if result.status:
             result.check(1, parent)
             check(not os.path.exists(path), f"it is there, and failed; {result}")
-            self.paths.append(save(self.rig, self.vm, TRACKED, path))
+            save(self.rig, self.vm, TRACKED, path)
+        self.paths.append(path)
         self.vm.runs_on()
 
     def restore(self):
         """Each of them, after a last one that ends the VM."""
-        self.vm.passes(1)
-        self.paths[-1] = save(self.rig, self.vm, ENDS, "last", self.paths[-1])
+        self.paths.append(save(self.rig, self.vm, ENDS, "last", self.paths[-1]))
         self.rig.nothing_left()
-        for path in self.paths:
+        for path in self.paths[1:]:
             if os.path.exists(f"{path}/device-state.img"):  # a pre-dump that nothing was built upon has none
                 restored(self.rig, self.vm, path)
 
@@ -163,7 +164,7 @@ def running_cut_off(rig, kind, signum):
         path = f"{rig.tmp}/cut-{i}"
         if cut(rig, vm, kind, path, heads.last(kind), random.uniform(0, seconds * 1.1) if i % 2 else None, signum):
             rig.criu_vm("verify", path).check(0)
-            heads.made(kind, path)
+            heads.paths.append(path)
             if kind is STOPPED and vm.status() == "paused":
                 vm.qmp("cont")
         settled(rig, vm, signum)
@@ -277,16 +278,17 @@ def balloon(q, mib):
     wait_for(f"a guest of {mib} MiB", 30, lambda: q.call("query-balloon")["actual"] == mib * MIB)
 
 
-def balloon_vm(rig, memory):
+def balloon_vm(rig, memory, fill, reporting="on"):
     """It has a second monitor, for while the first is taken."""
-    guest = dataclasses.replace(rig.linux(), append="fill=25", args=["-device", "virtio-balloon-pci,free-page-reporting=on", *memory])
+    device = ["-device", f"virtio-balloon-pci,free-page-reporting={reporting}"]
+    guest = dataclasses.replace(rig.linux(), append=f"fill={fill}", args=[*device, *memory])
     return rig.vm(guest=guest, args=["-qmp", "unix:{dir}/second.sock,server=on,wait=off"])
 
 
 @cases(anonymous=([],), memfd=(MEMFD,))
 def balloon_between(rig, memory):
     """What was given back is zero from then on, also if somebody has looked at it; what was taken again is as the guest wrote it."""
-    vm = balloon_vm(rig, memory)
+    vm = balloon_vm(rig, memory, 25)
     first = save(rig, vm, PRE_DUMP, "first")
     with Qmp(vm.qmp_path) as q:
         balloon(q, 160)
@@ -313,18 +315,28 @@ def balloon_between(rig, memory):
         rig.nothing_left()
 
 
-@cases(anonymous=([],), memfd=(MEMFD,))
-def balloon_in_background(rig, memory):
-    """While its memory is saved as it was, it cannot be given back: the dump fails, the VM goes on."""
-    fs, vm = rig.faulty(), balloon_vm(rig, memory)
-    fs("delay-ms 50")
+@cases(anonymous=([], "off"), memfd=(MEMFD, "off"), reporting=([], "on"), memfd_reporting=(MEMFD, "on"))
+def balloon_in_background(rig, memory, reporting):
+    """While its memory is saved as it was, it cannot be given back: the dump fails and the VM goes on, or all of it was saved before."""
+    fs, vm = rig.faulty(), balloon_vm(rig, memory, 60, reporting)
+    size = os.path.getsize(f"{save(rig, vm, BACKGROUND, 'before')}/pages-1.img")
+    if reporting == "off":
+        rig.ask(vm, "fill 10")                          # much is free that was something else
+    fs("delay-ms 100")
     process = rig.start_criu_vm(*line(vm, BACKGROUND, f"{fs.path}/images"))
     wait_for("pages", 20, lambda: writing(f"{fs.backing}/images"))
-    with Qmp(f"{vm.dir}/second.sock") as q:
-        q.call("balloon", value=160 * MIB)
-        result = rig.end_criu_vm(process).check(1, str(vm.pid), "memory", "gave")
-        balloon(q, 160)
-    check(not os.listdir(fs.backing), f"left: {os.listdir(fs.backing)}; {result}")
+    if reporting == "on":
+        rig.ask(vm, "fill 10")
+    else:
+        with Qmp(f"{vm.dir}/second.sock") as q:
+            q.call("balloon", value=60 * MIB)
+    result = rig.end_criu_vm(process)
+    if result.status:
+        result.check(1, "memory", "without --background")
+        check(not os.listdir(fs.backing), f"left: {os.listdir(fs.backing)}; {result}")
+    else:
+        now = os.path.getsize(f"{fs.path}/images/pages-1.img")
+        check(now > 0.95 * size, f"{size} bytes of pages are {now}: what was given back is not as it was")
     fs("delay-ms 0")
     rig.verified(vm)
     path = save(rig, vm, BACKGROUND, "whole")
@@ -354,7 +366,7 @@ def pager_killed_meanwhile(rig, kind):
         check(result.status in (0, 1) and os.path.exists(path) == (result.status == 0), str(result))
         check(result.status == 0 or "pager" in result.err, f"it does not say what happened; {result}")
         if result.status == 0:
-            heads.made(kind, path)
+            heads.paths.append(path)
         rig.served(pager)
         check(not partials(rig), f"left: {partials(rig)}")
         vm.runs_on()
@@ -372,7 +384,7 @@ def budget_changed_meanwhile(rig, kind):
         time.sleep(random.uniform(0, 0.2))
         rig.criu_vm("set", rig.name, "--ram", f"{mib}M").check(0)
         rig.end_criu_vm(process).check(0)
-        heads.made(kind, path)
+        heads.paths.append(path)
         vm.runs_on()
         heads.next(f"next-{i}")
     heads.restore()

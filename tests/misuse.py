@@ -17,6 +17,7 @@ import misuse_kill          # noqa: F401
 import misuse_start         # noqa: F401
 import misuse_stat          # noqa: F401
 import misuse_tools         # noqa: F401
+import misuse_users         # noqa: F401
 from misuse_rig import TESTS, Rig
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import shutil
 import socket
 import threading
 
-from misuse_rig import NOBODY, Skip, cases, check, test
+from misuse_rig import NOBODY, Skip, cases, check, test, wait_for
 
 OPTION = "-qmp unix:PATH,server=on,wait=off"
 
@@ -271,7 +271,7 @@ def dump_debugged(rig):
     vm = rig.vm()
     strace = rig.start(["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=none", "-p", str(vm.pid)])
     try:
-        threading.Event().wait(0.5)
+        wait_for("the debugger", 10, lambda: all(vm.held()))
         dump_fails(rig, vm.pid, str(vm.pid), "debugger")
     finally:
         strace.terminate()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Ends at any moment: of criu-vm, of QEMU, of the pager. A VM runs well, or there is nothing of it."""
 import fcntl
+import json
 import os
 import random
 import re
 import shutil
 import signal
 import socket
+import subprocess
 import time
 
 from misuse_rig import NOBODY, Vm, alive, cases, check, memfd_bytes, peer_pid, processes_of, test, wait_for
@@ -19,8 +21,9 @@ def partials(rig):
 
 
 def cut_dump(rig, vm, signum):
-    """The signal comes while memory is being copied."""
-    dump = rig.start_criu_vm("dump", str(vm.pid), "-D", rig.images())
+    """The signal comes while memory is being copied: not faster than it can be watched, however busy the machine is."""
+    line = ["nice", "-n", "10", *rig.line("dump", str(vm.pid), "-D", rig.images())]
+    dump = rig.start(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def copying():
         check(dump.poll() is None, f"the dump ended too early: {rig.end_criu_vm(dump) if dump.poll() is not None else ''}")
@@ -51,7 +54,7 @@ def dump_killed(rig):
     check(not os.path.exists(rig.images()), "a checkpoint is there")
     half = partials(rig)
     check(len(half) == 1, f"{half}")
-    wait_for("a QEMU that nobody holds", 5, lambda: vm.nobody_holds_it() is None)
+    vm.nobody_holds_it()
     rig.fails(*rig.restore_line(images=f"{rig.tmp}/{half[0]}"), says=[half[0]])
     wait_for("the VM to run", 10, lambda: vm.status() == "running")
     vm.runs_on()
@@ -77,8 +80,7 @@ def dump_cut_off_anywhere(rig, signum):
         if os.path.exists(rig.images()):
             check(result.status == 0 or signum == signal.SIGKILL, f"failed, and the checkpoint is there; {result}")
             if result.status:                           # killed after the commit: it must not run beside its checkpoint
-                time.sleep(0.5)
-                check(not vm.alive() or vm.status() == "paused", "it runs beside its checkpoint")
+                wait_for("the VM's end or pause: it runs beside its checkpoint", 10, vm.stopped_or_gone)
                 vm.kill()
             vm.wait_end()
             rig.restore(vm, "--lazy-pages").kill()
@@ -88,7 +90,7 @@ def dump_cut_off_anywhere(rig, signum):
             continue
         check(result.status in (1, -signum), f"round {i}: {result}")
         if signum == signal.SIGKILL:
-            wait_for("a QEMU that nobody holds", 5, lambda: vm.nobody_holds_it() is None)
+            vm.nobody_holds_it()
             wait_for("the VM to run", 10, lambda: vm.status() == "running")
             for p in partials(rig):
                 shutil.rmtree(f"{rig.tmp}/{p}")
@@ -123,12 +125,6 @@ def restore_cut_off(rig, flavour, signum):
         result = rig.end_criu_vm(restore)
         check(result.status in (0, 1, -signum), f"round {i}: {result}")
 
-        def settled():
-            """The VM runs, or there is no process of it."""
-            pids = [p for p in processes_of(rig.tmp) if p != restore.pid]
-            pid = peer_pid(f"{old.dir}/qmp.sock")
-            return pid or not pids
-        wait_for("the VM, or its end", 20, settled)
         if result.status == 0:
             finish_restored(rig, old)
         elif signum != signal.SIGKILL:                  # one that came at once was not caught: there was nothing yet
@@ -136,15 +132,19 @@ def restore_cut_off(rig, flavour, signum):
             rig.nothing_left()
             check("ok " not in rig.text_of(serial)[before:], f"round {i}: the guest ran")
         else:
-            time.sleep(0.5)
-            pid = peer_pid(f"{old.dir}/qmp.sock")
-            if pid and rig.stat()["state"] == "served" and "paused" != rig.stat()["guest"]:
+            if wait_for(f"round {i}: a VM that runs, or no process of it", 20, lambda: what_became(rig)) == "running":
                 finish_restored(rig, old)
-            else:
-                wait_for(f"round {i}: no process", 20, lambda: not processes_of(rig.tmp))
             new = rig.restore(old, *flags)              # whatever is left is in nobody's way
             new.kill()
             rig.nothing_left()
+
+
+def what_became(rig):
+    """Of a VM whose restore was killed, as soon as that is certain."""
+    if not processes_of(rig.tmp):
+        return "ended"
+    result = rig.criu_vm("stat", rig.name, "--json")    # it may go at this moment
+    return result.status == 0 and json.loads(result.out).get("guest") == "running" and "running"
 
 
 def finish_restored(rig, old):
@@ -213,9 +213,12 @@ def leave_unserved(rig):
 def unserved(rig, flavour):
     """The guest waits, it sees no wrong page; stat says so; when QEMU is killed, the name is free."""
     flags = [f.format(tmp=rig.tmp) for f in FLAGS[flavour]]
-    old = rig.checkpoint(ram=64)
-    vm = rig.restore(old, *flags, runs=False)           # most of its pages are in the images still
+    old = rig.vm(ram=64)
+    old.qmp("stop")                                     # so that no page has come from the images when the pager goes
+    rig.dump(old)
+    vm = rig.restore(old, *flags, runs=False)
     leave_unserved(rig)
+    vm.qmp("cont")
     time.sleep(0.5)
     check(alive(vm.pid), "QEMU has ended")
     vm.console.check()
@@ -229,8 +232,9 @@ def unserved(rig, flavour):
     vm.kill()
     answer = rig.stat()
     check(answer["state"] == "ended", f"stat: {answer}")
-    new = rig.restore(old, *flags)
+    new = rig.restore(old, *flags, runs=False)
     check(rig.stat()["state"] == "served", f"stat: {rig.stat()}")
+    new.qmp("cont")
     new.runs_on()
     new.kill()
     rig.nothing_left()
@@ -356,7 +360,7 @@ def qemu_of_nobody(rig, how, flavour):
     rig.dump(vm)
     new = rig.restore(vm, *[f.format(tmp=rig.tmp) for f in FLAGS[flavour]])
     check(uid_of(new.pid) == NOBODY, "the new one runs as root")
-    new.passes(20)
+    new.passes(10)
     if flavour != "eager":
         check(memfd_bytes(new.pid) <= 16 << 20, f"{memfd_bytes(new.pid)} bytes are resident, the budget is 16 MiB")
         answer = rig.stat()

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from misuse_rig import MIB, Qmp, Skip, cases, check, test, wait_for
+from misuse_rig import MIB, Qmp, Skip, cases, check, listens, test, wait_for
 
 
 def refused(rig, vm, *says, runs=True, lines=1):
@@ -113,7 +113,7 @@ def refuse_vhost_user(rig):
     path, at = disk(rig), f"{rig.tmp}/vhost.sock"
     rig.start(["qemu-storage-daemon", "--blockdev", f"file,node-name=f,filename={path}",
                "--export", f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={at},writable=on"])
-    wait_for("the back-end", 10, lambda: os.path.exists(at))
+    wait_for("the back-end", 10, lambda: listens(at))
     vm = rig.vm(args=["-object", "memory-backend-memfd,id=ram0,size=32M,share=on", "-machine", "memory-backend=ram0",
                       "-chardev", f"socket,id=c,path={at}", "-device", "vhost-user-blk-pci,chardev=c,id=vub"])
     result = rig.fails("dump", str(vm.pid), "-D", rig.images(), says=["vhost-user"])

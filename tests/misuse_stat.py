@@ -136,7 +136,7 @@ def stat_watches_a_vm(rig):
     check(first["interval"]["seconds"] == first["uptime_s"], f"{first['interval']}")
     for now, before in ((second, first), (third, second)):
         interval = now["interval"]
-        check(0.5 < interval["seconds"] < 5, f"{interval}")
+        check(0.5 < interval["seconds"] < 100, f"{interval}")
         faults = now["counts"]["faults"] - before["counts"]["faults"]
         check(abs(interval["faults_per_s"] * interval["seconds"] - faults) < 1e-3, f"{faults} faults: {interval}")
         check(sum(interval["page_ins_log2_us"]) == sum(now["page_in_latency_log2_us"]) - sum(before["page_in_latency_log2_us"]), f"{interval}")

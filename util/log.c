@@ -69,6 +69,14 @@ static bool is_repeated(const char *text)
 	return false;
 }
 
+// Names and messages of images, of a QEMU and of its guest are in these lines: none of it shall move a terminal's cursor.
+static void disarm(char *text)
+{
+	for (; *text; text++)
+		if (((unsigned char)*text < ' ' && *text != '\n' && *text != '\t') || *text == 0x7f)
+			*text = '?';
+}
+
 void log_at(enum log_level level, const char *fmt, ...)
 {
 	char line[LINE_MAX_LEN + 160], stamp[32] = "";
@@ -97,6 +105,7 @@ void log_at(enum log_level level, const char *fmt, ...)
 	va_end(ap);
 	if (len > text + LINE_MAX_LEN - 2)
 		len = text + LINE_MAX_LEN - 2;
+	disarm(line + text);
 	if (level == LOG_ERROR && is_repeated(line + text))
 		goto out;
 	if (level == LOG_ERROR)

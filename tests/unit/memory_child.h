@@ -24,6 +24,8 @@ enum memory { ANON, HUGE /* transparent huge pages */, MEMFD, PRIVATE_FILE, HUGE
 
 static const char *const memory_name[] = { "anonymous", "transparent huge pages", "memfd", "private file", "hugetlb", "shared hugetlb" };
 
+#define PATIENCE_MS 20000 // on a busy host
+
 enum memory_job {
 	REST,
 	READ,	 // a byte of each page
@@ -171,7 +173,7 @@ static inline bool memory_done(struct memory_child *c, unsigned ms)
 static inline void memory_does(struct memory_child *c, enum memory_job order, uint64_t first_page, uint64_t nr)
 {
 	memory_tell(c, order, first_page, nr);
-	ck_assert_msg(memory_done(c, 20000), "the child waits at a page from %llu on", (unsigned long long)first_page);
+	ck_assert_msg(memory_done(c, PATIENCE_MS), "the child waits at a page from %llu on", (unsigned long long)first_page);
 }
 
 static inline void memory_stop(struct memory_child *c)

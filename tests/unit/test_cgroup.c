@@ -374,12 +374,12 @@ END_TEST
 
 START_TEST(destroy_waits)
 {
+	uint64_t start = clock_now_ns();
 	pid_t last = idler(150);
 	struct cgroup cg = make(name, last);
-	uint64_t start = clock_now_ns();
 
 	expect_gone(&cg);
-	ck_assert_uint_ge(clock_now_ns() - start, 50 * NSEC_PER_MSEC);
+	ck_assert_uint_ge(clock_now_ns() - start, 150 * NSEC_PER_MSEC);
 	ck_assert_int_eq(waitpid(last, NULL, 0), last);
 }
 END_TEST
@@ -394,7 +394,7 @@ START_TEST(destroy_names_who_stays)
 
 	snprintf(expected, sizeof expected, "in it: %d (", stays);
 	cgroup_destroy(&cg);
-	ck_assert_uint_lt(clock_now_ns() - start, NSEC_PER_SEC);
+	ck_assert_uint_lt(clock_now_ns() - start, 10 * NSEC_PER_SEC);
 	ck_assert_uint_eq(log_lines(), nr_paths(&later));
 	ck_assert_msg(strstr(log_text(), expected), "%s", log_text());
 	end(stays);

@@ -44,10 +44,13 @@ static char *join(char **argv)
 
 static const struct qemu_cmdline_ram default_ram = { .backend_id = NULL, .len = 64 << 20, .fd = 7 };
 
+static bool as_root; // what QEMU will be
+
 static int rebuild_with(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, char **result)
 {
 	struct words rec, rep;
-	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .commands_fd = 10, .ram = ram, .nr_ram = nr_ram };
+	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .commands_fd = 10, .ram = ram, .nr_ram = nr_ram,
+				       .as_root = as_root };
 	char **argv;
 	int err;
 
@@ -209,6 +212,16 @@ START_TEST(plain_ram)
 	expect(&default_ram, 1, c->recorded, c->replace, machine, options);
 	free(machine);
 	free(options);
+}
+END_TEST
+
+// Root, who stays root, goes where it was confined to.
+START_TEST(chroot_of_root)
+{
+	as_root = true;
+	expect(&default_ram, 1, "qemu -chroot /d -run-with chroot=/e,user=u", NULL, "pc-7.2,memory-backend=criu-vm-ram",
+	       RAM " -chroot /d -run-with chroot=/e -display none");
+	as_root = false;
 }
 END_TEST
 
@@ -378,6 +391,7 @@ int main(void)
 
 	log_init(getenv("VERBOSE") ? 2 : open("/dev/null", O_WRONLY | O_CLOEXEC), LOG_WARN, NULL, false);
 	tcase_add_loop_test(tc, plain_ram, 0, ARRAY_SIZE(plain));
+	tcase_add_test(tc, chroot_of_root);
 	tcase_add_test(tc, ram_backends);
 	tcase_add_test(tc, machine_type);
 	tcase_add_test(tc, machine_is_a_name);

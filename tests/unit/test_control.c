@@ -17,7 +17,7 @@
 #include "util/list.h"
 #include "util/size.h"
 
-#define PATIENCE_MS 5000
+#define PATIENCE_MS 20000 // on a busy host
 #define MAX_CLIENTS 16 // the server's
 #define BIG (64 * KiB)
 
@@ -299,7 +299,7 @@ START_TEST(no_answer)
 	uint64_t ms = timed_out_ms();
 
 	ck_assert_uint_ge(ms, 190);
-	ck_assert_uint_le(ms, 3000);
+	ck_assert_uint_lt(ms, PATIENCE_MS);
 	close(fd);
 }
 END_TEST
@@ -313,7 +313,7 @@ START_TEST(no_place)
 	while (n < ARRAY_SIZE(waiting) && (waiting[n] = client(SOCK_NONBLOCK)) >= 0)
 		n++;
 	ck_assert(n && n < ARRAY_SIZE(waiting));
-	ck_assert_uint_le(timed_out_ms(), 3000);
+	ck_assert_uint_lt(timed_out_ms(), PATIENCE_MS);
 	while (n)
 		close(waiting[--n]);
 	close(fd);
@@ -367,7 +367,7 @@ START_TEST(endless_answer)
 	pthread_t thread;
 
 	ck_assert_int_eq(pthread_create(&thread, NULL, lie, &l), 0);
-	ck_assert_uint_le(timed_out_ms(), 3000);
+	ck_assert_uint_lt(timed_out_ms(), PATIENCE_MS);
 	pthread_join(thread, NULL);
 	close(l.listen_fd);
 }

@@ -14,8 +14,11 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "qemu/cmdline.h"
@@ -117,6 +120,41 @@ static int first_byte(const char *path)
 	ck_assert_uint_ge(fread(text, 1, sizeof text, f), 1);
 	pclose(f);
 	return (unsigned char)text[0];
+}
+
+// ---- what lies between us and QEMU
+
+static const char *spoilt_command; // its answer becomes one that is no QMP
+static bool spoiling;
+static uint64_t hurry, hurry_from; // time goes so many times as fast
+
+ssize_t sendmsg(int fd, const struct msghdr *m, int flags)
+{
+	if (spoilt_command && memmem(m->msg_iov->iov_base, m->msg_iov->iov_len, spoilt_command, strlen(spoilt_command)))
+		spoiling = true;
+	return syscall(SYS_sendmsg, fd, m, flags);
+}
+
+ssize_t recv(int fd, void *buf, size_t len, int flags)
+{
+	ssize_t n = syscall(SYS_recvfrom, fd, buf, len, flags, NULL, NULL);
+
+	if (spoiling && n > 0)
+		memset(buf, '?', (size_t)n - 1);
+	return n;
+}
+
+int clock_gettime(clockid_t id, struct timespec *t)
+{
+	int ret = (int)syscall(SYS_clock_gettime, id, t);
+	uint64_t ns = (uint64_t)t->tv_sec * 1000000000 + (uint64_t)t->tv_nsec;
+
+	if (ret || id != CLOCK_MONOTONIC || !hurry)
+		return ret;
+	hurry_from = hurry_from ?: ns;
+	ns = hurry_from + (ns - hurry_from) * hurry;
+	*t = (struct timespec){ (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
+	return 0;
 }
 
 // ---- QEMU
@@ -698,6 +736,82 @@ START_TEST(qemu_fails)
 }
 END_TEST
 
+// The answer to the transaction is none: by then QEMU writes to the new file, which is not deleted.
+START_TEST(answer_is_none)
+{
+	struct qemu_vm *vm = start("-drive file=a.raw,format=raw,if=virtio");
+	unsigned files = nr_files();
+	VmDiskEntry **disks;
+	size_t nr;
+
+	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
+	spoilt_command = "\"transaction\"";
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), -EINPROGRESS);
+	ck_assert(was_said("delete none that it uses"));
+	ck_assert_uint_eq(nr_files(), files + 1);
+	qemu_disks_free(disks, nr);
+	qemu_vm_close(vm);
+}
+END_TEST
+
+// Somebody else's client, which holds up the first job that there is.
+static pid_t start_pausing(const char *sock)
+{
+	pid_t parent = getpid(), pid = fork();
+	struct qmp *q;
+	json_t *jobs;
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent || qmp_open(sock, 10000, &q))
+		_exit(1);
+	while (!qmp_call(q, "query-jobs", NULL, &jobs)) {
+		const char *id = json_string_value(json_object_get(json_array_get(jobs, 0), "id"));
+
+		if (id)
+			_exit(qmp_call(q, "job-pause", json_pack("{s:s}", "id", id), NULL) != 0);
+		json_decref(jobs);
+	}
+	_exit(1);
+}
+
+// It takes too long: the job is not left behind, where it would be in the way of all later ones.
+START_TEST(undo_takes_too_long)
+{
+	struct qemu_vm *vm;
+	VmDiskEntry **disks;
+	json_t *jobs;
+	int status;
+	size_t nr;
+	char *text;
+	pid_t pid;
+
+	sh("truncate -s 256M %s/large.raw", NULL);
+	vm = start("-qmp unix:@/other.qmp,server=on,wait=off -drive file=large.raw,format=raw,if=none,id=d -device virtio-blk-pci,drive=d");
+	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), 0);
+	ck_assert_int_eq(qmp_hmp(vm->qmp, "qemu-io d \"write -P 2 0 200M\"", &text), 0);
+	free(text);
+	pid = start_pausing(in_dir("other.qmp"));
+	qmp_set_timeout(vm->qmp, 600000);
+	hurry = 20;
+	ck_assert_int_eq(qemu_disks_snapshot_undo(vm, disks, nr), -ETIMEDOUT);
+	hurry = 0;
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(status, 0);
+	ck_assert(was_said("belongs to it now"));
+	ck_assert_int_eq(qmp_call(vm->qmp, "query-jobs", NULL, &jobs), 0);
+	ck_assert_uint_eq(json_array_size(jobs), 0);
+	json_decref(jobs);
+	ck_assert(io(vm, "d", "read", 2));
+	ck_assert_int_eq(qemu_disks_snapshot_undo(vm, disks, nr), 0);
+	ck_assert_int_eq(first_byte(in_dir("large.raw")), 2);
+	qemu_disks_free(disks, nr);
+	qemu_vm_close(vm);
+}
+END_TEST
+
 // ---- restored
 
 static char **second_argv(char **argv)
@@ -842,7 +956,7 @@ END_TEST
 int main(void)
 {
 	Suite *s = suite_create("disks");
-	TCase *tc = tcase_create("disks");
+	TCase *tc = tcase_create("disks"), *trouble = tcase_create("trouble");
 	SRunner *sr;
 	int failed;
 
@@ -864,6 +978,11 @@ int main(void)
 	tcase_add_loop_test(tc, restored_again, 0, ARRAY_SIZE(styles));
 	tcase_add_loop_test(tc, no_overlay, 0, ARRAY_SIZE(bad_overlays));
 	suite_add_tcase(s, tc);
+	tcase_set_timeout(trouble, 60);
+	tcase_add_checked_fixture(trouble, make_files, remove_files);
+	tcase_add_test(trouble, answer_is_none);
+	tcase_add_test(trouble, undo_takes_too_long);
+	suite_add_tcase(s, trouble);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);
 	failed = srunner_ntests_failed(sr);

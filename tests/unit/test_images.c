@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 
 #include "images/show.h"
 #include "tests/unit/images_fixture.h"
@@ -226,6 +227,47 @@ START_TEST(uncommitted_leaves_nothing)
 }
 END_TEST
 
+// The directory around it is somebody else's, who puts another one into the place of the one that was just made.
+static enum { NOT, LINK, FULL, OTHER_USERS, OPEN } swapped;
+
+int mkdirat(int fd, const char *name, mode_t mode)
+{
+	int ret = (int)syscall(SYS_mkdirat, fd, name, mode);
+
+	if (ret || !swapped)
+		return ret;
+	ok(renameat(fd, name, fd, "gone"));
+	if (swapped == LINK)
+		ok(symlinkat("full", fd, name));
+	else
+		ok(renameat(fd, swapped == FULL ? "full" : "empty", fd, name));
+	return 0;
+}
+
+START_TEST(another_directory_in_its_place)
+{
+	char full[PATH_MAX], empty[PATH_MAX], line[PATH_MAX + 64];
+	struct img_writer_opts o = { .dir = dir };
+	struct img_writer *w = NULL;
+
+	snprintf(full, sizeof full, "%s/full", tmp);
+	ok(mkdir(full, 0700));
+	snprintf(line, sizeof line, "touch %s/file", full);
+	ok(system(line));
+	snprintf(empty, sizeof empty, "%s/empty", tmp);
+	ok(mkdir(empty, 0700));
+	if (_i == OTHER_USERS && chown(empty, 65534, 65534))
+		return; // only root can
+	ok(chmod(empty, _i == OPEN ? 0777 : 0700));
+	swapped = (typeof(swapped))_i;
+	ck_assert_int_lt(img_writer_open(&o, &w), 0);
+	swapped = NOT;
+	img_writer_free(w);
+	snprintf(line, sizeof line, "test $(find %s -type f | wc -l) = 1", tmp);
+	ck_assert_msg(!system(line), "a file was made in, or deleted from, another directory");
+}
+END_TEST
+
 START_TEST(blocks_must_be_those_of_the_vm)
 {
 	struct ram r = ram_new(2 * MiB), other = ram_new(MiB);
@@ -396,6 +438,7 @@ int main(void)
 	tcase_add_test(tc, known_zero_pages_are_not_looked_at);
 	tcase_add_test(tc, misuse_is_refused);
 	tcase_add_loop_test(tc, uncommitted_leaves_nothing, 0, 2);
+	tcase_add_loop_test(tc, another_directory_in_its_place, LINK, OPEN + 1);
 	tcase_add_test(tc, blocks_must_be_those_of_the_vm);
 	tcase_add_test(tc, taken_places_are_refused);
 	tcase_add_test(tc, empty_places_are_taken);

@@ -188,6 +188,23 @@ static void move_set(const char *from, const char *to)
 	ok(rename(from, path));
 }
 
+// Whose a checkpoint is, is asked of the directories that are read, not of what their names lead to by now.
+START_TEST(the_owner_is_that_of_what_is_read)
+{
+	struct stat before, now;
+	struct img_dir *d;
+
+	write_small_increment(0);
+	ok(stat(parent_dir, &before));
+	ok(img_dir_open(dir, &d));
+	move_set(parent_dir, "away");
+	ok(mkdir(parent_dir, 0777));
+	ok(img_dir_stat(img_dir_parent(d), &now));
+	ck_assert_uint_eq(now.st_ino, before.st_ino);
+	img_dir_close(d);
+}
+END_TEST
+
 START_TEST(links_survive_a_move_of_both)
 {
 	char elsewhere[PATH_MAX], link[PATH_MAX] = "";
@@ -424,6 +441,7 @@ int main(void)
 
 	tcase_add_loop_test(tc, a_chain_is_what_the_vm_was, 0, 3);
 	tcase_add_test(tc, the_writer_keeps_to_the_parent);
+	tcase_add_test(tc, the_owner_is_that_of_what_is_read);
 	tcase_add_test(tc, links_survive_a_move_of_both);
 	tcase_add_test(tc, a_parent_elsewhere_is_named_as_a_whole);
 	tcase_add_test(tc, wrong_parents_are_refused);

@@ -255,7 +255,7 @@ START_TEST(disk)
 	unsigned in_flight = 0;
 	struct io_uring ring;
 
-	for (unsigned round = 0; round < 20 && (round < 3 || !in_flight); round++) {
+	for (unsigned round = 0; round < 200 && (round < 3 || !in_flight); round++) {
 		in_flight += disk_io[_i](l, &ring);
 		expect_works(l, &ring);
 		io_ring_unmap(&ring);

@@ -35,7 +35,6 @@ struct snapshot {
 	struct mm_protect *p;
 	struct mm_source *source;
 	char *copy;
-	size_t nr_wanted;
 };
 
 static void snapshot_prepare(struct snapshot *s, struct memory_child *c)
@@ -85,7 +84,6 @@ static int copy_all(struct snapshot *s)
 	for (uint64_t next = 0; !ret && next < s->child->len; next += MM_PROTECT_CHUNK) {
 		while ((ret = mm_protect_wanted(s->p, 0, &range, &off)) == 1) {
 			ck_assert_uint_eq(range, 0);
-			s->nr_wanted++;
 			ret = copy_and_release(s, off);
 			if (ret)
 				return ret;
@@ -117,7 +115,9 @@ START_TEST(as_it_was)
 {
 	struct memory_child c;
 	struct snapshot s;
-	uint64_t stamp;
+	uint64_t stamp, off;
+	size_t range;
+	int ret;
 
 	if (_i == PRIVATE_FILE)
 		return; // refused
@@ -136,15 +136,17 @@ START_TEST(as_it_was)
 	instant(&s);
 	stamp = c.box->stamp;
 	go_on(&c);
-	usleep(1000); // it will wait soon
+	for (ret = 0; !ret;) // it will wait soon
+		ret = mm_protect_wanted(s.p, 1000, &range, &off);
+	ck_assert_int_eq(ret, 1);
+	ck_assert_int_eq(copy_and_release(&s, off), 0);
 	ck_assert_int_eq(copy_all(&s), 0);
 	check_rewritten(&s, 0, PAGES / 2, 0, stamp);
-	ck_assert_uint_gt(s.nr_wanted, 0);
 	for (stamp = c.box->stamp; c.box->stamp < stamp + PAGES;)
 		usleep(100);
 	snapshot_end(&s);
 	c.box->order = READ;
-	ck_assert(memory_done(&c, 2000));
+	ck_assert(memory_done(&c, PATIENCE_MS));
 	memory_stop(&c);
 }
 END_TEST
@@ -163,7 +165,6 @@ static void *serve_writers(void *ctx)
 		ret = mm_protect_wanted(s->p, 5, &range, &off);
 		if (ret == 1) {
 			pthread_mutex_lock(&copying);
-			s->nr_wanted++;
 			ret = copy_and_release(s, off);
 			pthread_mutex_unlock(&copying);
 		}
@@ -230,7 +231,7 @@ START_TEST(discards_all_the_time)
 		ck_assert_int_eq(ret, 1);
 		ck_assert_uint_eq(off, chunk * MM_PROTECT_CHUNK);
 		ck_assert_int_eq(copy_and_release(&s, off), 0);
-		for (int i = 0; i < 1000 && !memory_done(&c, 1); i++)
+		for (int i = 0; i < PATIENCE_MS && !memory_done(&c, 1); i++)
 			ck_assert_int_eq(mm_protect_wanted(s.p, 0, &range, &off), 0);
 		ck_assert_msg(memory_done(&c, 0), "the child waits for a chunk that was released");
 	}
@@ -258,7 +259,7 @@ START_TEST(untouched)
 	ck_assert_uint_eq(off, 20 * MM_PROTECT_CHUNK);
 	ck_assert(!memory_done(&c, 20));
 	ck_assert_int_eq(copy_and_release(&s, off), 0);
-	ck_assert(memory_done(&c, 1000));
+	ck_assert(memory_done(&c, PATIENCE_MS));
 	ck_assert_int_eq(copy_all(&s), 0);
 	check_rewritten(&s, 0, 1, 0, 0);
 	memory_does(&c, WRITE, 0, PAGES);
@@ -287,7 +288,7 @@ START_TEST(discard_before)
 	ck_assert_uint_eq(*(uint64_t *)(s.copy + 600 * PAGE_SIZE + 8), PAGES + 1);
 	for (size_t i = 512; i < 4 * 512; i++)
 		ck_assert(i == 600 || !*(uint64_t *)(s.copy + i * PAGE_SIZE + 8));
-	ck_assert(memory_done(&c, 1000));
+	ck_assert(memory_done(&c, PATIENCE_MS));
 	snapshot_end(&s);
 	memory_stop(&c);
 }
@@ -310,19 +311,19 @@ START_TEST(discard_after)
 	for (off = 0; off < 2 * MM_PROTECT_CHUNK; off += MM_PROTECT_CHUNK)
 		ck_assert_int_eq(copy_and_release(&s, off), 0);
 	memory_tell(&c, DISCARD, 0, CHUNK_PAGES);
-	for (int i = 0; i < 1000 && !memory_done(&c, 1); i++)
+	for (int i = 0; i < PATIENCE_MS && !memory_done(&c, 1); i++)
 		ck_assert_int_eq(mm_protect_wanted(s.p, 0, &range, &off), 0);
 	ck_assert(memory_done(&c, 0));
 	memory_tell(&c, DISCARD, 2 * CHUNK_PAGES + 9, 1);
 	for (ret = 0; !ret;)
 		ret = mm_protect_wanted(s.p, 1000, &range, &off);
 	ck_assert_int_eq(ret, -ESTALE);
-	ck_assert(memory_done(&c, 1000));
+	ck_assert(memory_done(&c, PATIENCE_MS));
 	ck_assert_int_eq(mm_protect_wanted(s.p, 0, &range, &off), -ESTALE);
 	ck_assert_int_eq(mm_protect_release(s.p, 0, 5 * MM_PROTECT_CHUNK), -ESTALE);
 	memory_tell(&c, WRITE, 9 * CHUNK_PAGES, 1);
 	snapshot_end(&s);
-	ck_assert(memory_done(&c, 1000));
+	ck_assert(memory_done(&c, PATIENCE_MS));
 	memory_stop(&c);
 }
 END_TEST
@@ -409,7 +410,7 @@ START_TEST(killed)
 			kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
 		close(to[0]);
-		ck_assert_msg(memory_done(&c, 1000), "the process waits for ever");
+		ck_assert_msg(memory_done(&c, PATIENCE_MS), "the process waits for ever");
 	}
 	page = malloc(PAGE_SIZE);
 	for (uint64_t i = 0; i < PAGES; i++) {

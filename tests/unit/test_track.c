@@ -197,7 +197,7 @@ START_TEST(while_it_writes)
 		ck_assert_uint_gt(c.taken, 0);
 	}
 	c.child.box->order = READ;
-	ck_assert(memory_done(&c.child, 2000));
+	ck_assert(memory_done(&c.child, PATIENCE_MS));
 	copy_increment(&c, false);
 	copy_is_right(&c);
 	copy_end(&c);
@@ -225,7 +225,7 @@ START_TEST(end_while_it_writes)
 		while (c.child.box->stamp < stamp + PAGES)
 			usleep(100);
 		c.child.box->order = READ;
-		ck_assert(memory_done(&c.child, 2000));
+		ck_assert(memory_done(&c.child, PATIENCE_MS));
 	}
 	// Half of the pages have their first stamp, the others are full of newer ones.
 	c.now = malloc(LEN);

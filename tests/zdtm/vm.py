@@ -12,15 +12,19 @@ import time
 TAG = "CRIU_VM_ZDTM"    # in the environment of all that a test starts, with the test's folder: how its processes are known
 
 
+PATIENCE = 5            # what takes a second where nothing else runs may take so many where others keep all processors busy
+
+
 class TestFailed(Exception):
     pass
 
 
 def wait_for(what, seconds, condition):
-    end = time.monotonic() + seconds
+    """The seconds: on an idle machine, and generous there."""
+    end = time.monotonic() + seconds * PATIENCE
     while not (result := condition()):
         if time.monotonic() > end:
-            raise TestFailed(f"timed out after {seconds} s: {what}")
+            raise TestFailed(f"timed out after {seconds * PATIENCE} s: {what}")
         time.sleep(0.02)
     return result
 

@@ -263,7 +263,7 @@ class Test:
         self.console.stop()
         try:
             # The space of a swap image is given back last; a disk that discards takes its time.
-            wait_for("residue", 180, lambda: not residue())
+            wait_for("residue", 60, lambda: not residue())
         except TestFailed:
             raise TestFailed("left behind: " + "; ".join(residue())) from None
 
@@ -284,9 +284,9 @@ class Test:
             log.write(f"$ {' '.join(line)}\n".encode())
             log.flush()
             try:
-                p = subprocess.run(line, env=self.environment(), stdin=stdin, stdout=stdout, stderr=log, timeout=180, check=False)
+                p = subprocess.run(line, env=self.environment(), stdin=stdin, stdout=stdout, stderr=log, timeout=600, check=False)
             except subprocess.TimeoutExpired:
-                raise TestFailed(f"criu-vm {command} did not end in 180 s") from None
+                raise TestFailed(f"criu-vm {command} did not end in 600 s") from None
             log.write(p.stdout or b"")
         if p.returncode:
             raise TestFailed(f"criu-vm {command}: exit status {p.returncode}")
