@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -239,13 +238,6 @@ static int finish(struct dump *d)
 	return r;
 }
 
-static bool qemu_ended(const struct dump *d)
-{
-	struct pollfd p = { .fd = d->vm ? d->vm->pidfd : -1, .events = POLLIN };
-
-	return d->vm && poll(&p, 1, 0) == 1;
-}
-
 static void dump_fini(struct dump *d)
 {
 	dump_thaw(d);
@@ -278,7 +270,7 @@ int dump_run(const struct dump_opts *o, struct dump_result *result)
 		r = stages_run(background_stages, ARRAY_SIZE(background_stages), &d);
 	else
 		r = stages_run(dump_stages, ARRAY_SIZE(dump_stages), &d);
-	if (r && qemu_ended(&d))
+	if (r && dump_qemu_ended(&d))
 		log_err("QEMU %d has ended meanwhile; nothing was dumped", d.vm->pid);
 	if (r == -ESTALE) // of a parent, or of an instant that is gone: the VM is as it was
 		r = -EINVAL;

@@ -84,6 +84,7 @@ void dump_thaw(void *ctx);
 int dump_go_on(void *ctx);
 // All block I/O of a running VM that has begun by now is complete.
 int dump_drain(struct dump *d);
+bool dump_qemu_ended(const struct dump *d);
 // The guardian lets nothing run any more.
 void dump_dismiss_guardian(struct dump *d);
 int dump_end_source(struct dump *d);

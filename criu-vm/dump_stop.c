@@ -87,6 +87,13 @@ void dump_dismiss_guardian(struct dump *d)
 	d->guardian = 0;
 }
 
+bool dump_qemu_ended(const struct dump *d)
+{
+	struct pollfd p = { .fd = d->vm ? d->vm->pidfd : -1, .events = POLLIN };
+
+	return d->vm && poll(&p, 1, 0) == 1;
+}
+
 // QEMU may be busy, with a slow disk for example; a VM that ran is not left behind before it runs.
 int dump_go_on(void *ctx)
 {
@@ -100,7 +107,7 @@ int dump_go_on(void *ctx)
 	if (d->was_running)
 		r = qmp_call(d->vm->qmp, "cont", NULL, NULL);
 	d->result->stopped_ns = clock_now_ns() - d->stopped_at_ns;
-	if (r) {
+	if (r && !dump_qemu_ended(d)) {
 		d->stuck = true;
 		log_err("the VM, QEMU %d, is still stopped; say 'cont' to its monitor", d->vm->pid);
 	}
