@@ -9,6 +9,7 @@ Every suite prints its failures and skips in full, and all failures are printed 
 overlook them. The last line is `N passed, M failed, K skipped`.
 """
 import argparse
+import concurrent.futures
 import glob
 import os
 import re
@@ -80,13 +81,19 @@ def run(command):
         return -1, f"{(e.stdout or b'').decode(errors='replace')}\nno end after {PROGRAM_TIMEOUT} s"
 
 
+def in_parallel(commands):
+    """What run() gives for each, in their order."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(run, commands)
+
+
 def programs(folder, build):
     return sorted(p for p in glob.glob(f"{ROOT}/{build}/tests/{folder}/*") if os.access(p, os.X_OK) and not os.path.isdir(p))
 
 
 def unit(count, build):
-    for program in programs("unit", build):
-        status, out = run([program])
+    names = programs("unit", build)
+    for program, (status, out) in zip(names, in_parallel([p] for p in names)):
         name = os.path.basename(program)
         found = re.search(r"^\d+%: Checks: (\d+), Failures: (\d+), Errors: (\d+)$", out, re.M)
         if status == 77:
