@@ -30,34 +30,43 @@ static void find_tracker(struct dump *d)
 	d->is_tracked = true;
 }
 
-int dump_find_ours(struct dump *d, struct qemu_ours *ours)
+// Of a VM that criu-vm runs: has it a pager, and which userfaultfd is that one's?
+static int ask_state(struct dump *d, struct qemu_ours *ours)
 {
 	struct vm_state s;
 	struct run_dir rd;
+	int r = run_dir_open(d->o->run_root, d->name, &rd);
+
+	if (r) {
+		log_err("VM '%s' is ending: %s", d->name, strerror(-r));
+		return r;
+	}
+	r = vm_state_load(&rd, &s);
+	if (!r && s.paging)
+		*ours = (struct qemu_ours){ .uffd = s.target_uffd, .paged = true };
+	vm_state_fini(&s);
+	run_dir_close(&rd);
+	return r;
+}
+
+int dump_find_ours(struct dump *d, struct qemu_ours *ours)
+{
 	int r = tracked_lock(d->vm->pid, &d->lock_fd);
 
 	if (r)
 		return r;
+	*ours = (struct qemu_ours){ .uffd = -1 };
 	d->discards = !qmp_try(d->vm->qmp, "query-balloon", NULL, NULL); // the other one, virtio-mem, is refused
 	d->is_ours = find_vm_name(d->o->run_root, d->vm->pid, d->name);
-	if (d->is_ours) {
-		r = run_dir_open(d->o->run_root, d->name, &rd);
-		if (r) {
-			log_err("VM '%s' is ending: %s", d->name, strerror(-r));
-			return r;
-		}
-		r = vm_state_load(&rd, &s);
-		*ours = (struct qemu_ours){ .uffd = s.target_uffd, .paged = s.paging };
-		vm_state_fini(&s);
-		run_dir_close(&rd);
-	}
-	if (!r && d->is_ours && ours->paged) {
+	if (d->is_ours && (r = ask_state(d, ours)))
+		return r;
+	if (ours->paged) {
 		d->is_tracked = !tracked_load(d->o->run_root, d->vm->pid, &d->tracked);
 		return 0;
 	}
 	find_tracker(d);
-	*ours = (struct qemu_ours){ .uffd = d->is_tracked ? d->tracked.uffd : -1 };
-	return r;
+	ours->uffd = d->is_tracked ? d->tracked.uffd : -1;
+	return 0;
 }
 
 // As CRIU has it, relative to the directory of the images; or to where we are. Only the very parent will do, so the wrong one

@@ -23,6 +23,7 @@
 #define ASK_TIMEOUT_MS 5000
 #define SERVE_TIMEOUT_NS (30 * NSEC_PER_SEC)
 #define LOOK_US 20000
+#define SUPERVISOR_NS NSEC_PER_SEC // in which one has begun
 
 struct replacing {
 	const struct replace_opts *o;
@@ -161,9 +162,19 @@ static int start_pager(struct replacing *p)
 	return r || run_dir_is_held(p->rd, "supervisor") ? r : supervisor_start(p->rd, &p->state);
 }
 
+// Whoever was to start the pager may have been killed since.
+static void keep_supervised(const struct replacing *p, uint64_t *next)
+{
+	if (clock_now_ns() < *next)
+		return;
+	if (!run_dir_is_held(p->rd, "supervisor"))
+		supervisor_start(p->rd, &p->state);
+	*next = clock_now_ns() + SUPERVISOR_NS;
+}
+
 static int wait_until_served(const struct replacing *p)
 {
-	uint64_t end = clock_now_ns() + SERVE_TIMEOUT_NS;
+	uint64_t end = clock_now_ns() + SERVE_TIMEOUT_NS, look = clock_now_ns() + SUPERVISOR_NS;
 	json_t *answer = NULL;
 	const char *trouble = NULL;
 	int pid;
@@ -175,6 +186,8 @@ static int wait_until_served(const struct replacing *p)
 		json_decref(answer);
 		answer = NULL;
 		trouble = NULL;
+		if (!pid)
+			keep_supervised(p, &look);
 		usleep(LOOK_US);
 	}
 	if (pid && pid != p->old_pager && !trouble)

@@ -81,7 +81,7 @@ static void sweep(const char *root)
 int tracked_lock(pid_t pid, int *fd)
 {
 	char path[PATH_MAX];
-	struct stat st;
+	struct stat st = { 0 };
 	int r = 0;
 
 	path_of(RUN_DIR_DEFAULT, pid, LOCK_SUFFIX, path);

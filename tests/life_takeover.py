@@ -140,6 +140,22 @@ def supervisor_killed_by_hand(rig):
 
 
 @test
+def supervisor_killed_while_asked(rig):
+    """It was there, and was to start the pager that somebody waits for."""
+    vm = rig.paged()
+    answer = rig.stat()
+    os.kill(answer["supervisor_pid"], signal.SIGSTOP)
+    rig.kill(answer["pager_pid"])
+    command = rig.start_criu_vm("lazy-pages", "--name", rig.name)
+    time.sleep(1)
+    check(command.poll() is None, "it did not wait")
+    os.kill(answer["supervisor_pid"], signal.SIGKILL)
+    rig.end_criu_vm(command).check(0)
+    check((a := rig.stat())["state"] == "served" and a["supervisor_pid"] not in (0, answer["supervisor_pid"]), f"stat: {a}")
+    vm.runs_on()
+
+
+@test
 def both_killed(rig):
     """The guest waits, and sees nothing wrong, until somebody starts a pager by hand; that one has a supervisor again."""
     vm = rig.paged()
