@@ -131,6 +131,7 @@ static int save_disks(void *ctx)
 	if (d->o->disk_snapshot) {
 		r = qemu_disks_snapshot_prepared(d->vm, d->suffix, d->prepared, d->disks, d->nr_disks);
 		d->disks_moved = !r;
+		d->stuck = r == -EINPROGRESS; // it may be on the new files, or not
 		if (!r && (r = qemu_disks_overlay_check(d->disks, d->nr_disks, d->vm->cwd, d->argv, d->argc)))
 			save_disks_undo(d);
 	} else if (writable && d->o->then == DUMP_LEAVE_RUNNING) {
