@@ -248,7 +248,7 @@ def two_take_over(rig):
     check(0 in [r.status for r in results], f"none of them: {results[0]}, {results[1]}")
     rig.served()
     vm.passes(3)
-    wait_for("one supervisor and one pager", 10, lambda: len([p for p in os.listdir("/proc") if p.isdigit() and is_pager(rig, p)]) == 2)
+    wait_for("one supervisor and one pager", 10, lambda: sum(p.isdigit() and is_pager(rig, p) for p in os.listdir("/proc")) == 2)
 
 
 def is_pager(rig, pid):
