@@ -254,6 +254,8 @@ static void dump_fini(struct dump *d)
 	free(d->state);
 	free(d->blocks);
 	qemu_cmdline_free(d->argv);
+	if (dump_qemu_ended(d))
+		tracked_remove(d->o->run_root, d->vm->pid);
 	if (d->vm)
 		tracked_unlock(d->vm->pid, d->lock_fd);
 	qemu_vm_close(d->vm);

@@ -23,7 +23,7 @@ CHECK_TIMEOUTS = {"CK_DEFAULT_TIMEOUT": "60", "CK_TIMEOUT_MULTIPLIER": "4"}     
 # Of zdtm's guests and flavours, those that fit into a check; `make zdtm` runs all.
 ZDTM_CHECK = [
     ["-a", "tcg", "-t", "memory"],
-    ["-a", "tcg", "-t", "linux", "-f", "eager", "-f", "lazy-small", "-f", "fill", "-f", "predump-lazy", "-f", "background", "-f", "paged-running"],
+    ["-a", "tcg", "-t", "linux", "-f", "lazy-small", "-f", "predump-lazy", "-f", "background", "-f", "paged-running"],
     ["-a", "tcg", "-t", "memory-random", "-f", "lazy-small"],
     ["-a", "tcg", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
      "-t", "timer", "-t", "touch", "-f", "eager-small", "-f", "lazy-small"],
@@ -32,7 +32,7 @@ ZDTM_CHECK = [
     ["-a", "tcg", "-t", "disk", "-f", "running-chain", "-f", "background", "-f", "paged-chain", "-f", "paged-background"],
     ["-a", "tcg", "-t", "memory-memfd", "-f", "predump", "-f", "background"],
     ["-a", "kvm", "-t", "memory", "-t", "smp", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "eager", "-f", "lazy-small"],
-    ["-a", "kvm", "-t", "memory", "-t", "disk", "-f", "predump-lazy", "-f", "background", "-f", "paged-running", "-f", "paged-background"],
+    ["-a", "kvm", "-t", "disk", "-f", "predump-lazy", "-f", "background", "-f", "paged-running", "-f", "paged-background"],
 ]
 # A variant is slow: a few VMs only.
 ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-small"]]

@@ -287,6 +287,9 @@ def qemu_killed_meanwhile(rig, kind):
             check(not os.path.exists(path), f"it is there; {result}")
         else:
             shutil.rmtree(path)
+    other = rig.vm()        # that a VM has ended since its pre-dump is found by the next command
+    rig.criu_vm("pre-dump", "--untrack", str(other.pid)).check(0)
+    other.kill()
     rig.nothing_left()
 
 
