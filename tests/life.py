@@ -23,7 +23,7 @@ import life_long            # noqa: E402
 from life_rig import BY_NAME, LifeRig                   # noqa: E402
 from misuse_rig import TESTS                            # noqa: E402
 
-SUITE_KILLS = (["memory-random", "disk"], 3)
+SUITE_KILLS = (["disk"], 3)
 
 
 def main():
