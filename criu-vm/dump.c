@@ -29,6 +29,19 @@ static int open_ram(struct dump *d)
 	return ram_open(&o, &d->ram);
 }
 
+// Can it be dumped, and as what is it to be restored? All that speaks against it is told.
+static int look(struct dump *d, const struct qemu_ours *ours)
+{
+	int refused = qemu_refuse(d->vm, d->blocks, d->nr_blocks, ours), r;
+
+	if (refused && refused != -EOPNOTSUPP)
+		return refused;
+	r = qemu_now_mark(d->vm, &d->mark);
+	if (!r)
+		r = qemu_now_cmdline(d->vm, &d->argv, &d->argc);
+	return refused ? refused : r;
+}
+
 static int attach(void *ctx)
 {
 	struct dump *d = ctx;
@@ -40,7 +53,7 @@ static int attach(void *ctx)
 	d->was_running = !strcmp(d->vm->run_state, "running");
 	d->result->pid = d->vm->pid;
 	r = dump_find_ours(d, &ours);
-	if (r || (r = qemu_ramblocks(d->vm, &d->blocks, &d->nr_blocks)) || (r = qemu_refuse(d->vm, d->blocks, d->nr_blocks, &ours)))
+	if (r || (r = qemu_ramblocks(d->vm, &d->blocks, &d->nr_blocks)) || (r = look(d, &ours)))
 		return r;
 	while (d->nr_guest < d->nr_blocks && d->blocks[d->nr_guest].guest_ram)
 		d->result->ram += d->blocks[d->nr_guest++].len;
@@ -48,8 +61,6 @@ static int attach(void *ctx)
 		log_err("QEMU %d has no guest RAM", d->vm->pid);
 		return -EOPNOTSUPP;
 	}
-	if ((r = qemu_now_mark(d->vm, &d->mark)) || (r = qemu_now_cmdline(d->vm, &d->argv, &d->argc)))
-		return r;
 	return open_ram(d);
 }
 
@@ -129,7 +140,7 @@ static int save_disks(void *ctx)
 	if (r)
 		return r;
 	if (d->o->disk_snapshot) {
-		r = qemu_disks_snapshot_prepared(d->vm, d->suffix, d->prepared, d->disks, d->nr_disks);
+		r = qemu_disks_snapshot(d->vm, d->suffix, d->prepared, d->disks, d->nr_disks);
 		d->disks_moved = !r;
 		d->stuck = r == -EINPROGRESS; // it may be on the new files, or not
 		if (!r && (r = qemu_disks_overlay_check(d->disks, d->nr_disks, d->vm->cwd, d->argv, d->argc)))

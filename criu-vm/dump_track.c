@@ -14,20 +14,20 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 
-// The record of it, or the tracker alone, of which nothing is known then: a dump was killed between the two.
+// The tracker that is in the process, whatever its record says: a dump may have been killed between the two, or have had another run
+// directory. What the record knows, it knows of its own tracker.
 static void find_tracker(struct dump *d)
 {
 	pid_t pid = d->vm->pid;
-	int uffd;
+	int uffd = mm_track_find(pid);
 
 	d->is_tracked = !tracked_load(d->o->run_root, pid, &d->tracked);
-	if (d->is_tracked && d->tracked.known)
-		return;
-	uffd = mm_track_find(pid);
-	if (uffd < 0)
-		return;
-	d->tracked = (struct tracked){ .pid = pid, .start = process_start(pid), .uffd = uffd, .discards = d->is_tracked && d->tracked.discards };
-	d->is_tracked = true;
+	if (d->is_tracked && mm_track_id(pid, uffd) != d->tracked.uffd_id)
+		d->tracked.known = false;
+	if (!d->is_tracked && uffd >= 0)
+		d->tracked = (struct tracked){ .pid = pid, .start = process_start(pid) };
+	d->is_tracked |= uffd >= 0;
+	d->tracked.uffd = uffd;
 }
 
 // Of a VM that criu-vm runs: has it a pager, and which userfaultfd is that one's?
@@ -108,13 +108,12 @@ int dump_open_parent(void *ctx)
 		r = img_dir_open(path, &d->parent);
 	if (r)
 		return r;
-	if (d->is_tracked && d->tracked.known && d->tracked.images_id == img_dir_id(d->parent) &&
-	    (ram_is_paged(d->ram) || mm_track_id(d->vm->pid, d->tracked.uffd) == d->tracked.uffd_id))
+	if (d->is_tracked && d->tracked.known && d->tracked.images_id == img_dir_id(d->parent))
 		return check_blocks(d, path);
 	log_err("what QEMU %d has changed since %s is not known: %s; make a whole one, without --prev-images-dir", d->vm->pid, path,
-		!d->is_tracked	     ? "it is not tracked (a pre-dump, or a dump with -R --track-mem, begins that)" :
-		!d->tracked.known    ? "the last dump was interrupted or failed" :
-		d->tracked.images_id != img_dir_id(d->parent) ? "it is not the last one that was made of this VM" : "its tracker has gone");
+		!d->is_tracked	  ? "it is not tracked (a pre-dump, or a dump with -R --track-mem, begins that)" :
+		!d->tracked.known ? "the last dump was interrupted or failed, or its tracker has gone" :
+				    "it is not the last one that was made of this VM");
 	return -EINVAL;
 }
 

@@ -24,13 +24,12 @@ int qemu_disks_prepare(struct qemu_vm *vm, const char *suffix, struct qemu_prepa
 // Deletes those that no snapshot has taken. Accepts NULL.
 void qemu_prepared_free(struct qemu_prepared *p);
 
-// Puts a new qcow2 file over each writable disk, all in one transaction: suffix is added to the file's name. From then on
-// the VM writes to these; the files below are as they are now. The entries of disks get their `snapshot`. The VM stands still. On
-// an error nothing is changed, no file is left. -EOPNOTSUPP: a disk that cannot have one, named. Another error: -EINPROGRESS, the VM
-// needs attention: it may write to the new files, or does, and they are left. Logs.
-int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, VmDiskEntry **disks, size_t nr);
-// The same with files that were prepared for this suffix; what is missing is made. prepared may be NULL.
-int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr);
+// Puts a new qcow2 file over each writable disk, all in one transaction: suffix is added to the file's name. prepared (may be NULL):
+// those that were made for this suffix; what is missing is made. From then on the VM writes to these; the files below are as they
+// are now. The entries of disks get their `snapshot`. The VM stands still. Logs. -EOPNOTSUPP: a disk that cannot have one, named.
+// -EINPROGRESS: the VM needs attention, it may write to the new files, or does, and they are left. After any other error nothing is
+// changed, no file is left.
+int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr);
 // Undoes it, for a dump that failed: the VM writes to the files below again (block-commit), the new ones are deleted.
 int qemu_disks_snapshot_undo(struct qemu_vm *vm, VmDiskEntry **disks, size_t nr);
 

@@ -317,7 +317,7 @@ static int transact(struct snapshot *s)
 	return -EINPROGRESS;
 }
 
-int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr)
+int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, struct qemu_prepared *prepared, VmDiskEntry **disks, size_t nr)
 {
 	struct snapshot s = { .vm = vm, .user = disk_user_of(vm), .suffix = suffix, .prepared = prepared, .disks = disks, .nr = nr,
 			      .actions = json_array() };
@@ -331,9 +331,4 @@ int qemu_disks_snapshot_prepared(struct qemu_vm *vm, const char *suffix, struct 
 	else if (!r && (r = stat_again(vm, disks, nr)) && qemu_disks_snapshot_undo(vm, disks, nr))
 		r = -EINPROGRESS;
 	return r;
-}
-
-int qemu_disks_snapshot(struct qemu_vm *vm, const char *suffix, VmDiskEntry **disks, size_t nr)
-{
-	return qemu_disks_snapshot_prepared(vm, suffix, NULL, disks, nr);
 }

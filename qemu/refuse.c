@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "qemu/cmdline.h"
-#include "qemu/now.h"
 #include "qemu/refuse_int.h"
 #include "util/log.h"
 #include "util/size.h"
@@ -197,14 +196,6 @@ int qemu_refuse(struct qemu_vm *vm, const struct qemu_ramblock *blocks, size_t n
 
 	for (size_t i = 0; i < ARRAY_SIZE(state) && !ret; i++)
 		ret = state[i](&r);
-	if (!ret) {
-		char **argv;
-		int argc;
-
-		ret = qemu_now_cmdline(vm, &argv, &argc);
-		if (!ret)
-			qemu_cmdline_free(argv);
-	}
 	if (ret == -ENOMEM)
 		log_err("process %d: no memory to examine it", vm->pid);
 	return ret ? ret : r.nr_reasons ? -EOPNOTSUPP : 0;

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "qemu/args.h"
+#include "qemu/disks_int.h"
 #include "qemu/refuse_int.h"
 #include "qemu/vm_int.h"
 #include "util/cleanup.h"
@@ -147,31 +148,6 @@ static int refuse_drives(struct refusal *r)
 
 // ---- the image files themselves
 
-static bool same_file(const struct stat *a, const struct stat *b)
-{
-	if (S_ISBLK(a->st_mode) || S_ISCHR(a->st_mode))
-		return (a->st_mode & S_IFMT) == (b->st_mode & S_IFMT) && a->st_rdev == b->st_rdev;
-	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
-}
-
-static bool has_open(const struct qemu_vm *vm, const struct stat *file)
-{
-	char path[64];
-	struct stat st;
-
-	for (int fd = 0, missing = 0; missing < 1024; fd++) {
-		snprintf(path, sizeof path, "/proc/%d/fd/%d", vm->pid, fd);
-		if (stat(path, &st)) {
-			missing++;
-			continue;
-		}
-		missing = 0;
-		if (same_file(&st, file))
-			return true;
-	}
-	return false;
-}
-
 static int refuse_image(struct refusal *r, const json_t *node)
 {
 	static const char *const local[] = { "file", "host_device", "host_cdrom" };
@@ -190,7 +166,7 @@ static int refuse_image(struct refusal *r, const json_t *node)
 		refuse_because(r,
 			"its disk image %s is not there any more (seen from %s); put it back, or start QEMU with absolute paths",
 			file, r->vm->cwd);
-	else if (!has_open(r->vm, &st))
+	else if (!disk_is_open(r->vm->pid, &st))
 		refuse_because(r, "its disk image %s is not the file that it has open: it was replaced; put the old one back", file);
 	return 0;
 }

@@ -332,7 +332,7 @@ START_TEST(no_file)
 	ck_assert_uint_eq(nr, 1);
 	ck_assert(disks[0]->writable && !disks[0]->has_size && !disks[0]->has_mtime_ns && disks[0]->device && *disks[0]->path);
 	ck_assert_int_eq(qemu_disks_check(disks, nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s", disks, nr), -EOPNOTSUPP);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s", NULL, disks, nr), -EOPNOTSUPP);
 	ck_assert_ptr_null(disks[0]->snapshot);
 	qemu_disks_free(disks, nr);
 	qemu_vm_close(vm);
@@ -373,7 +373,7 @@ START_TEST(block_device)
 	ck_assert_str_eq(disks[0]->path, path);
 	ck_assert(disks[0]->writable && disks[0]->has_size && !disks[0]->has_mtime_ns);
 	ck_assert_uint_eq(disks[0]->size, SIZE);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s", disks, nr), -EOPNOTSUPP);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s", NULL, disks, nr), -EOPNOTSUPP);
 	ck_assert(was_said("no regular file"));
 	ck_assert_int_eq(qemu_disks_check(disks, nr), 0);
 	qemu_vm_close(vm);
@@ -545,7 +545,7 @@ START_TEST(snapshot_and_undo)
 	}
 	ck_assert_int_eq(qmp_call(vm->qmp, "stop", NULL, NULL), 0);
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot_prepared(vm, "s1", prepared, disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", prepared, disks, nr), 0);
 	qemu_prepared_free(prepared);
 	e = writable_one(disks, nr);
 	ck_assert_str_eq(e->snapshot, in_dir(c->overlay));
@@ -597,7 +597,7 @@ START_TEST(prepared_for_what_was)
 	ck_assert_int_eq(qmp_call(vm->qmp, "device_add", json_pack("{s:s, s:s, s:s}", "driver", "virtio-blk-pci", "drive", "n", "id", "nn"), NULL),
 			 0);
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot_prepared(vm, "s1", prepared, disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", prepared, disks, nr), 0);
 	qemu_prepared_free(prepared);
 	ck_assert_uint_eq(nr_files(), files + 3);
 	ck_assert(find(disks, nr, "a.raw")->snapshot && find(disks, nr, "b.raw")->snapshot && find(disks, nr, "q.qcow2")->snapshot);
@@ -619,7 +619,7 @@ START_TEST(several_disks)
 
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
 	ck_assert_uint_eq(nr, 5);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), 0);
 	ck_assert_str_eq(find(disks, nr, "a.raw")->snapshot, in_dir("a.raw.s1.qcow2"));
 	ck_assert_str_eq(find(disks, nr, "a.raw")->format, "raw");
 	ck_assert_str_eq(find(disks, nr, "top.qcow2")->snapshot, in_dir("top.s1.qcow2"));
@@ -629,7 +629,7 @@ START_TEST(several_disks)
 	ck_assert_int_eq(qemu_disks(vm, &again, &nr_again), 0);
 	ck_assert_uint_eq(nr_again, 7);
 	ck_assert(!find(again, nr_again, "a.raw")->writable && find(again, nr_again, "a.raw.s1.qcow2")->writable);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s2", again, nr_again), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s2", NULL, again, nr_again), 0);
 	ck_assert_str_eq(find(again, nr_again, "a.raw.s1.qcow2")->snapshot, in_dir("a.raw.s1.s2.qcow2"));
 	ck_assert_int_eq(qemu_disks_snapshot_undo(vm, again, nr_again), 0);
 	ck_assert_int_eq(qemu_disks_snapshot_undo(vm, disks, nr), 0);
@@ -679,7 +679,7 @@ START_TEST(refused_snapshots)
 	ck_assert_int_eq(qemu_disks_prepare(vm, "s1", &prepared), c->result);
 	ck_assert_ptr_null(prepared);
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), c->result);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), c->result);
 	ck_assert_msg(was_said(c->said), "%s", c->said);
 	ck_assert_uint_eq(nr_files(), files);
 	for (size_t i = 0; i < nr; i++)
@@ -698,7 +698,7 @@ START_TEST(block_job_is_in_the_way)
 	ck_assert_int_eq(qmp_call(vm->qmp, "drive-mirror", json_pack("{s:s, s:s, s:s, s:s}", "device", "d", "target", in_dir("m.raw"), "sync",
 								     "full", "format", "raw"), NULL), 0);
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), -EOPNOTSUPP);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), -EOPNOTSUPP);
 	ck_assert(was_said("block job"));
 	qemu_disks_free(disks, nr);
 	qemu_vm_close(vm);
@@ -718,13 +718,13 @@ START_TEST(qemu_fails)
 	ck_assert_int_eq(prlimit(vm->pid, RLIMIT_NOFILE, NULL, &was), 0);
 	few = (struct rlimit){ .rlim_cur = 3, .rlim_max = was.rlim_max };
 	ck_assert_int_eq(prlimit(vm->pid, RLIMIT_NOFILE, &few, NULL), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), -EREMOTEIO);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), -EREMOTEIO);
 	ck_assert_uint_eq(nr_files(), files);
 	ck_assert(!disks[0]->snapshot && !disks[1]->snapshot);
 	ck_assert_int_eq(prlimit(vm->pid, RLIMIT_NOFILE, &was, NULL), 0);
 	// a node has the name that ours would get
 	ck_assert_int_eq(qmp_call(vm->qmp, "blockdev-add", json_pack("{s:s, s:s}", "driver", "null-co", "node-name", "criu-vm-0"), NULL), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), 0);
 	ck_assert_uint_eq(nr_files(), files + 2);
 	// it cannot go back
 	kill(pids[0], SIGKILL);
@@ -746,7 +746,7 @@ START_TEST(answer_is_none)
 
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
 	spoilt_command = "\"transaction\"";
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), -EINPROGRESS);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), -EINPROGRESS);
 	ck_assert(was_said("delete none that it uses"));
 	ck_assert_uint_eq(nr_files(), files + 1);
 	qemu_disks_free(disks, nr);
@@ -790,7 +790,7 @@ START_TEST(undo_takes_too_long)
 	sh("truncate -s 256M %s/large.raw", NULL);
 	vm = start("-qmp unix:@/other.qmp,server=on,wait=off -drive file=large.raw,format=raw,if=none,id=d -device virtio-blk-pci,drive=d");
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), 0);
 	ck_assert_int_eq(qmp_hmp(vm->qmp, "qemu-io d \"write -P 2 0 200M\"", &text), 0);
 	free(text);
 	pid = start_pausing(in_dir("other.qmp"));
@@ -839,7 +839,7 @@ START_TEST(restored_over_the_same_disk)
 	ck_assert(io(vm, c->device, "write", 1));
 	ck_assert_int_eq(qmp_call(vm->qmp, "stop", NULL, NULL), 0);
 	ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
-	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", disks, nr), 0);
+	ck_assert_int_eq(qemu_disks_snapshot(vm, "s1", NULL, disks, nr), 0);
 	ck_assert_int_eq(qemu_disks_overlay_check(disks, nr, vm->cwd, vm->argv, vm->argc), 0);
 	ck_assert(io(vm, c->device, "write", 2));
 	o = (struct qemu_overlay_opts){ .disks = disks, .nr = nr, .argv = vm->argv, .argc = vm->argc, .cwd = vm->cwd, .name = "vm",
@@ -891,7 +891,7 @@ START_TEST(restored_again)
 		ck_assert_int_eq(qmp_call(vm->qmp, "stop", NULL, NULL), 0);
 		ck_assert_int_eq(qemu_disks(vm, &disks, &nr), 0);
 		snprintf(suffix, sizeof suffix, "s%d", n);
-		ck_assert_int_eq(qemu_disks_snapshot(vm, suffix, disks, nr), 0);
+		ck_assert_int_eq(qemu_disks_snapshot(vm, suffix, NULL, disks, nr), 0);
 		ck_assert(io(vm, c->device, "write", 99));
 		o = (struct qemu_overlay_opts){ .disks = disks, .nr = nr, .argv = vm->argv, .argc = vm->argc, .cwd = vm->cwd, .name = "vm",
 						.qemu = vm->exe };
