@@ -12,56 +12,51 @@
 
 #include "criu-vm/dump_int.h"
 #include "criu-vm/stages.h"
-#include "qemu/cmdline.h"
 #include "qemu/disks.h"
 #include "qemu/now.h"
-#include "qemu/refuse.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/size.h"
 
-static int open_ram(struct dump *d)
-{
-	struct ram_opts o = { .vm = d->vm, .blocks = d->blocks, .nr_blocks = d->nr_guest, .run_root = d->o->run_root,
-			      .name = d->is_ours ? d->name : NULL };
-
-	return ram_open(&o, &d->ram);
-}
-
-// Can it be dumped, and as what is it to be restored? All that speaks against it is told.
-static int look(struct dump *d, const struct qemu_ours *ours)
-{
-	int refused = qemu_refuse(d->vm, d->blocks, d->nr_blocks, ours), r;
-
-	if (refused && refused != -EOPNOTSUPP)
-		return refused;
-	r = qemu_now_mark(d->vm, &d->mark);
-	if (!r)
-		r = qemu_now_cmdline(d->vm, &d->argv, &d->argc);
-	return refused ? refused : r;
-}
-
 static int attach(void *ctx)
 {
 	struct dump *d = ctx;
-	struct qemu_ours ours;
-	int r = qemu_vm_open(d->o->vm, &d->vm);
+	int r = source_attach(&d->src);
 
-	if (r)
-		return r;
-	d->was_running = !strcmp(d->vm->run_state, "running");
-	d->result->pid = d->vm->pid;
-	r = dump_find_ours(d, &ours);
-	if (r || (r = qemu_ramblocks(d->vm, &d->blocks, &d->nr_blocks)) || (r = look(d, &ours)))
-		return r;
-	while (d->nr_guest < d->nr_blocks && d->blocks[d->nr_guest].guest_ram)
-		d->result->ram += d->blocks[d->nr_guest++].len;
-	if (!d->nr_guest) {
-		log_err("QEMU %d has no guest RAM", d->vm->pid);
-		return -EOPNOTSUPP;
-	}
-	return open_ram(d);
+	d->result->pid = d->src.vm ? d->src.vm->pid : 0;
+	d->result->ram = d->src.ram_len;
+	return r;
+}
+
+static int stop(void *ctx)
+{
+	return source_stop(&((struct dump *)ctx)->src);
+}
+
+static void stop_undo(void *ctx)
+{
+	source_go_on(&((struct dump *)ctx)->src);
+}
+
+static int save_state(void *ctx)
+{
+	return source_save_state(&((struct dump *)ctx)->src);
+}
+
+static int freeze(void *ctx)
+{
+	return source_freeze(&((struct dump *)ctx)->src);
+}
+
+static void thaw(void *ctx)
+{
+	source_thaw(&((struct dump *)ctx)->src);
+}
+
+static int read_small(void *ctx)
+{
+	return source_read_small(&((struct dump *)ctx)->src);
 }
 
 static int open_images(void *ctx)
@@ -69,14 +64,14 @@ static int open_images(void *ctx)
 	struct dump *d = ctx;
 	struct img_writer_opts o = { .dir = d->o->dir, .parent = d->parent, .zstd_level = d->o->zstd_level, .ram_only = d->o->pre,
 				     .stream_fd = d->o->stream_fd, .interrupted = cmd_interrupted };
-	_cleanup_free_ uint64_t *lens = calloc(d->nr_guest, sizeof *lens);
+	_cleanup_free_ uint64_t *lens = calloc(d->src.nr_guest, sizeof *lens);
 	int r = lens ? img_writer_open(&o, &d->writer) : -ENOMEM;
 
 	if (r)
 		return r;
-	for (size_t i = 0; i < d->nr_guest; i++)
-		lens[i] = d->blocks[i].len;
-	return img_writer_blocks(d->writer, lens, (uint32_t)d->nr_guest);
+	for (size_t i = 0; i < d->src.nr_guest; i++)
+		lens[i] = d->src.blocks[i].len;
+	return img_writer_blocks(d->writer, lens, (uint32_t)d->src.nr_guest);
 }
 
 static void close_images(void *ctx)
@@ -90,7 +85,7 @@ static void close_images(void *ctx)
 // The tracker has the memory that is to be protected: the next dump is a whole one.
 static int protect(void *ctx)
 {
-	dump_untrack_vm(ctx);
+	source_untrack(&((struct dump *)ctx)->src);
 	return dump_protect(ctx);
 }
 
@@ -98,8 +93,8 @@ static void save_disks_undo(void *ctx)
 {
 	struct dump *d = ctx;
 
-	if (d->disks_moved && qemu_disks_snapshot_undo(d->vm, d->disks, d->nr_disks))
-		d->stuck = true;
+	if (d->disks_moved && qemu_disks_snapshot_undo(d->src.vm, d->src.disks, d->src.nr_disks))
+		d->src.stuck = true;
 	d->disks_moved = false;
 }
 
@@ -117,7 +112,7 @@ static int prepare_disks(void *ctx)
 	struct dump *d = ctx;
 
 	name_snapshot(d->suffix, sizeof d->suffix);
-	return d->o->disk_snapshot ? qemu_disks_prepare(d->vm, d->suffix, &d->prepared) : 0;
+	return d->o->disk_snapshot ? qemu_disks_prepare(d->src.vm, d->suffix, &d->prepared) : 0;
 }
 
 static void prepare_disks_undo(void *ctx)
@@ -131,19 +126,19 @@ static int save_disks(void *ctx)
 {
 	struct dump *d = ctx;
 	bool writable = false;
-	int r = qemu_now_same(d->vm, d->mark);
+	int r = qemu_now_same(d->src.vm, d->src.mark);
 
 	if (!r)
-		r = qemu_disks(d->vm, &d->disks, &d->nr_disks);
-	for (size_t i = 0; i < d->nr_disks; i++)
-		writable |= d->disks[i]->writable;
+		r = qemu_disks(d->src.vm, &d->src.disks, &d->src.nr_disks);
+	for (size_t i = 0; i < d->src.nr_disks; i++)
+		writable |= d->src.disks[i]->writable;
 	if (r)
 		return r;
 	if (d->o->disk_snapshot) {
-		r = qemu_disks_snapshot(d->vm, d->suffix, d->prepared, d->disks, d->nr_disks);
+		r = qemu_disks_snapshot(d->src.vm, d->suffix, d->prepared, d->src.disks, d->src.nr_disks);
 		d->disks_moved = !r;
-		d->stuck = r == -EINPROGRESS; // it may be on the new files, or not
-		if (!r && (r = qemu_disks_overlay_check(d->disks, d->nr_disks, d->vm->cwd, d->argv, d->argc)))
+		d->src.stuck = r == -EINPROGRESS; // it may be on the new files, or not
+		if (!r && (r = qemu_disks_overlay_check(d->src.disks, d->src.nr_disks, d->src.vm->cwd, d->src.argv, d->src.argc)))
 			save_disks_undo(d);
 	} else if (writable && d->o->then == DUMP_LEAVE_RUNNING) {
 		log_warn("the VM runs on and writes to its disks: this checkpoint cannot be restored beside what they become; with --disk-snapshot it "
@@ -156,7 +151,7 @@ static int go_on(void *ctx)
 {
 	struct dump *d = ctx;
 
-	return d->o->then == DUMP_LEAVE_RUNNING ? dump_go_on(d) : 0;
+	return d->o->then == DUMP_LEAVE_RUNNING ? source_go_on(&d->src) : 0;
 }
 
 // Of a stream; a directory's vm.img can wait until the VM runs on.
@@ -176,16 +171,17 @@ static int commit(void *ctx)
 		r = dump_write_device_state(d);
 	if (!r && d->o->dir)
 		r = dump_write_vm(d);
-	if (d->standing)
-		d->result->stopped_ns = clock_now_ns() - d->stopped_at_ns;
-	d->times.frozen_us = d->result->stopped_ns / 1000;
+	if (d->src.standing)
+		d->src.stopped_ns = clock_now_ns() - d->src.stopped_at_ns;
+	d->times.freezing_us = d->src.freezing_us;
+	d->times.frozen_us = d->src.stopped_ns / 1000;
 	d->result->stored = img_writer_pages(d->writer) * PAGE_SIZE;
 	d->result->written = img_writer_bytes(d->writer);
 	if (!r)
 		r = img_writer_stats(d->writer, &d->times);
 	// A stream's reader may begin as soon as it has seen the end: a VM that is not to run on must not be able to by then.
 	if (!r && !d->o->dir && d->o->then != DUMP_LEAVE_RUNNING)
-		dump_dismiss_guardian(d);
+		source_dismiss_guardian(&d->src);
 	return r ? r : img_writer_commit(d->writer, &d->id);
 }
 
@@ -205,12 +201,12 @@ static const struct stage dump_stages[] = {
 	{ "images", open_images, close_images },
 	{ "track", dump_track, dump_track_undo },
 	{ "prepare-disks", prepare_disks, prepare_disks_undo },
-	{ "stop", dump_stop, dump_go_on_undo },
-	{ "state", dump_save_state, NULL },
+	{ "stop", stop, stop_undo },
+	{ "state", save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
-	{ "freeze", dump_freeze, dump_thaw },
+	{ "freeze", freeze, thaw },
 	{ "take", dump_take, NULL },
-	{ "small", dump_small, NULL },
+	{ "small", read_small, NULL },
 	{ "first", write_first, NULL },
 	{ "copy", dump_copy, NULL },
 	{ "go-on", go_on, NULL },
@@ -223,12 +219,12 @@ static const struct stage background_stages[] = {
 	{ "images", open_images, close_images },
 	{ "prepare-disks", prepare_disks, prepare_disks_undo },
 	{ "protect", protect, dump_unprotect },
-	{ "stop", dump_stop, dump_go_on_undo },
-	{ "state", dump_save_state, NULL },
+	{ "stop", stop, stop_undo },
+	{ "state", save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
-	{ "freeze", dump_freeze, dump_thaw },
+	{ "freeze", freeze, thaw },
 	{ "instant", dump_instant, dump_unprotect }, // before anything of QEMU is waited for
-	{ "small", dump_small, NULL },
+	{ "small", read_small, NULL },
 	{ "copy", dump_copy_background, NULL },
 	{ "commit", commit, NULL },
 };
@@ -238,43 +234,50 @@ static int finish(struct dump *d)
 {
 	int r;
 
-	dump_dismiss_guardian(d);
+	source_dismiss_guardian(&d->src);
 	if (d->o->then != DUMP_KILL) {
-		dump_thaw(d);
+		source_thaw(&d->src);
 		dump_remember(d);
 		return 0;
 	}
-	r = dump_end_source(d);
+	r = source_end(&d->src);
 	if (!r)
-		tracked_remove(d->o->run_root, d->vm->pid);
+		tracked_remove(d->o->run_root, d->src.vm->pid);
 	return r;
 }
 
 static void dump_fini(struct dump *d)
 {
-	dump_thaw(d);
+	source_thaw(&d->src);
 	mm_protect_end(d->protect);
 	img_writer_free(d->writer);
 	img_dir_close(d->parent);
-	ram_close(d->ram);
 	qemu_prepared_free(d->prepared);
-	qemu_disks_free(d->disks, d->nr_disks);
-	for (size_t i = 0; d->small && i < d->nr_blocks - d->nr_guest; i++)
-		free(d->small[i]);
-	free(d->small);
-	free(d->state);
-	free(d->blocks);
-	qemu_cmdline_free(d->argv);
-	if (dump_qemu_ended(d))
-		tracked_remove(d->o->run_root, d->vm->pid);
-	if (d->vm)
-		tracked_unlock(d->vm->pid, d->lock_fd);
-	qemu_vm_close(d->vm);
+	source_fini(&d->src);
+}
+
+// Renaming is what makes a checkpoint: from then on a VM that is to end may not run on by itself.
+static bool is_complete(const struct dump_opts *o)
+{
+	char path[PATH_MAX];
+
+	if (o->then == DUMP_LEAVE_RUNNING || !o->dir)
+		return false;
+	snprintf(path, sizeof path, "%s/inventory.img", o->dir);
+	return !access(path, F_OK);
+}
+
+static bool orphan(void *ctx, char word)
+{
+	(void)word;
+	return !is_complete(((struct dump *)ctx)->o);
 }
 
 int dump_run(const struct dump_opts *o, struct dump_result *result)
 {
-	struct dump d = { .o = o, .lock_fd = -1, .result = result };
+	struct dump d = { .o = o, .result = result,
+			  .src = { .spec = o->vm, .run_root = o->run_root, .taken = "dumped", .orphan = orphan, .ctx = &d,
+				   .short_stop = o->then == DUMP_LEAVE_RUNNING, SOURCE_NONE } };
 	int r;
 
 	*result = (struct dump_result){ 0 };
@@ -284,13 +287,14 @@ int dump_run(const struct dump_opts *o, struct dump_result *result)
 		r = stages_run(background_stages, ARRAY_SIZE(background_stages), &d);
 	else
 		r = stages_run(dump_stages, ARRAY_SIZE(dump_stages), &d);
-	if (r && dump_qemu_ended(&d))
-		log_err("QEMU %d has ended meanwhile; nothing was dumped", d.vm->pid);
+	if (r && source_has_ended(&d.src))
+		log_err("QEMU %d has ended meanwhile; nothing was dumped", d.src.vm->pid);
 	if (r == -ESTALE) // of a parent, or of an instant that is gone: the VM is as it was
 		r = -EINVAL;
 	if (!r)
 		r = finish(&d);
-	if (d.stuck)
+	result->stopped_ns = d.src.stopped_ns;
+	if (d.src.stuck)
 		r = -ESTALE;
 	dump_fini(&d);
 	return r;

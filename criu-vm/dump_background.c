@@ -26,13 +26,13 @@ int dump_protect(void *ctx)
 	struct dump *d = ctx;
 	int dev, r;
 
-	if (ram_is_paged(d->ram))
-		return ram_snapshot_prepare(d->ram);
-	r = uffd_dev_give(d->vm->qmp, d->vm->pid, &dev);
+	if (ram_is_paged(d->src.ram))
+		return ram_snapshot_prepare(d->src.ram);
+	r = uffd_dev_give(d->src.vm->qmp, d->src.vm->pid, &dev);
 	if (r)
 		return r;
-	r = mm_protect_prepare(d->vm->pid, dev, ram_ranges(d->ram), d->nr_guest, &d->protect);
-	uffd_dev_take_back(d->vm->qmp, dev);
+	r = mm_protect_prepare(d->src.vm->pid, dev, ram_ranges(d->src.ram), d->src.nr_guest, &d->protect);
+	uffd_dev_take_back(d->src.vm->qmp, dev);
 	return r;
 }
 
@@ -41,14 +41,14 @@ void dump_unprotect(void *ctx)
 	struct dump *d = ctx;
 
 	mm_protect_end(steal_ptr(&d->protect));
-	ram_snapshot_end(d->ram);
+	ram_snapshot_end(d->src.ram);
 }
 
 int dump_instant(void *ctx)
 {
 	struct dump *d = ctx;
 
-	return ram_is_paged(d->ram) ? ram_snapshot_instant(d->ram) : mm_protect_instant(d->protect);
+	return ram_is_paged(d->src.ram) ? ram_snapshot_instant(d->src.ram) : mm_protect_instant(d->protect);
 }
 
 // DOC: --background
@@ -67,7 +67,7 @@ struct saved {
 
 struct background {
 	struct dump *d;
-	pthread_mutex_t lock;	   // of all below, and of d->ram
+	pthread_mutex_t lock;	   // of all below, and of d->src.ram
 	pthread_cond_t changed;	   // of free and full
 	struct list free, full;
 	struct saved saved[SAVED_CHUNKS];
@@ -87,11 +87,11 @@ static int take(struct background *b, uint32_t block, uint64_t chunk, struct sav
 	bitmap_set(b->taken[block], chunk);
 	s->block = block;
 	s->chunk = chunk;
-	r = ram_present(b->d->ram, block, chunk, s->present);
+	r = ram_present(b->d->src.ram, block, chunk, s->present);
 	if (!r && !bitmap_empty(s->present, CHUNK_PAGES))
-		r = ram_read(b->d->ram, block, chunk, s->present, s->data);
+		r = ram_read(b->d->src.ram, block, chunk, s->present, s->data);
 	if (!r && b->paged)
-		ram_snapshot_done(b->d->ram, block, chunk);
+		ram_snapshot_done(b->d->src.ram, block, chunk);
 	return r || b->paged ? r : mm_protect_release(b->d->protect, block, chunk * CHUNK_SIZE);
 }
 
@@ -164,8 +164,8 @@ static int write_saved(struct background *b, const struct saved *s)
 // The next chunk that nobody has taken. False: there is none.
 static bool find_next(struct background *b, uint32_t *block, uint64_t *chunk)
 {
-	for (; *block < b->d->nr_guest; ++*block, *chunk = 0) {
-		uint64_t nr = DIV_ROUND_UP(b->d->blocks[*block].len, CHUNK_SIZE);
+	for (; *block < b->d->src.nr_guest; ++*block, *chunk = 0) {
+		uint64_t nr = DIV_ROUND_UP(b->d->src.blocks[*block].len, CHUNK_SIZE);
 
 		*chunk = bitmap_next(b->taken[*block], nr, *chunk, false);
 		if (*chunk < nr)
@@ -189,7 +189,7 @@ static int write_next(struct background *b, struct saved *own, uint32_t *block, 
 		s = list_first(&b->full, struct saved, link);
 		list_remove(&s->link);
 		r = 1;
-	} else if (b->paged && ram_snapshot_wanted(b->d->ram, &wanted_block, &wanted_chunk) && !bitmap_test(b->taken[wanted_block], wanted_chunk)) {
+	} else if (b->paged && ram_snapshot_wanted(b->d->src.ram, &wanted_block, &wanted_chunk) && !bitmap_test(b->taken[wanted_block], wanted_chunk)) {
 		r = take(b, wanted_block, wanted_chunk, own);
 		r = r ? r : 1;
 		b->nr_wanted++;
@@ -224,9 +224,9 @@ static int background_init(struct background *b)
 			r = -ENOMEM;
 		list_append(&b->free, &b->saved[i].link);
 	}
-	b->taken = calloc(b->d->nr_guest, sizeof *b->taken);
-	for (size_t i = 0; b->taken && i < b->d->nr_guest; i++) {
-		b->taken[i] = calloc(BITMAP_WORDS(DIV_ROUND_UP(b->d->blocks[i].len, CHUNK_SIZE)), sizeof **b->taken);
+	b->taken = calloc(b->d->src.nr_guest, sizeof *b->taken);
+	for (size_t i = 0; b->taken && i < b->d->src.nr_guest; i++) {
+		b->taken[i] = calloc(BITMAP_WORDS(DIV_ROUND_UP(b->d->src.blocks[i].len, CHUNK_SIZE)), sizeof **b->taken);
 		if (!b->taken[i])
 			r = -ENOMEM;
 	}
@@ -237,7 +237,7 @@ static void background_fini(struct background *b)
 {
 	for (unsigned i = 0; i < SAVED_CHUNKS; i++)
 		free(b->saved[i].data);
-	for (size_t i = 0; b->taken && i < b->d->nr_guest; i++)
+	for (size_t i = 0; b->taken && i < b->d->src.nr_guest; i++)
 		free(b->taken[i]);
 	free(b->taken);
 	pthread_cond_destroy(&b->changed);
@@ -264,7 +264,7 @@ static void *let_go(void *ctx)
 {
 	struct background *b = ctx;
 
-	b->go_on_err = dump_go_on(b->d);
+	b->go_on_err = source_go_on(&b->d->src);
 	return NULL;
 }
 
@@ -279,9 +279,9 @@ static void end_waiting(struct background *b)
 // What QEMU was giving back while the last chunks were read has been told to the pager when QEMU answers.
 static int finish_snapshot(struct dump *d)
 {
-	int r = qmp_call(d->vm->qmp, "query-status", NULL, NULL);
+	int r = qmp_call(d->src.vm->qmp, "query-status", NULL, NULL);
 
-	return r ? r : ram_snapshot_finish(d->ram);
+	return r ? r : ram_snapshot_finish(d->src.ram);
 }
 
 // After an error nothing is protected any more: who waits, QEMU's main thread perhaps, goes on.
@@ -314,13 +314,13 @@ static int run_threads(struct background *b)
 int dump_copy_background(void *ctx)
 {
 	struct dump *d = ctx;
-	struct background b = { .d = d, .paged = ram_is_paged(d->ram) };
+	struct background b = { .d = d, .paged = ram_is_paged(d->src.ram) };
 	uint64_t begun = clock_now_ns();
 	int r = background_init(&b);
 
-	dump_thaw(d); // by who froze it
+	source_thaw(&d->src); // by who froze it
 	if (!r) {
-		progress_begin(&d->progress, "dumping memory", d->result->ram);
+		progress_begin(&d->progress, "dumping memory", d->src.ram_len);
 		r = run_threads(&b);
 		progress_end(&d->progress);
 		log_info("%lu chunks were wanted before their turn", b.nr_wanted);

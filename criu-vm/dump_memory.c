@@ -6,52 +6,20 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/dump_int.h"
-#include "mm/read.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/size.h"
 
-static int read_small(struct dump *d, const struct qemu_ramblock *b, uint8_t **data)
-{
-	uint64_t len = ROUND_UP(b->len, PAGE_SIZE);
-	_cleanup_free_ uint64_t *present = calloc(BITMAP_WORDS(len / PAGE_SIZE), sizeof *present);
-	struct mm_source *s = NULL;
-	int r;
-
-	*data = calloc(1, len); // which touches nothing of it
-	r = *data && present ? mm_source_open(d->vm->pid, b->hva, len, &s) : -ENOMEM;
-	if (!r)
-		r = mm_source_present(s, 0, len, present);
-	if (!r)
-		r = mm_source_read(s, 0, present, len / PAGE_SIZE, *data);
-	mm_source_close(s);
-	return r;
-}
-
-int dump_small(void *ctx)
-{
-	struct dump *d = ctx;
-	size_t nr = d->nr_blocks - d->nr_guest;
-	int r = 0;
-
-	d->small = calloc(nr + 1, sizeof *d->small);
-	if (!d->small)
-		return -ENOMEM;
-	for (size_t i = 0; !r && i < nr; i++)
-		r = read_small(d, &d->blocks[d->nr_guest + i], &d->small[i]);
-	return r;
-}
-
 // What is read of a chunk, and what is as in the parent.
 static int look_at(struct dump *d, uint32_t block, uint64_t chunk, uint64_t read[4], uint64_t parent[4])
 {
-	int r = ram_present(d->ram, block, chunk, read);
+	int r = ram_present(d->src.ram, block, chunk, read);
 
 	memset(parent, 0, 4 * sizeof *parent);
 	if (!r && d->parent)
-		r = ram_unchanged(d->ram, block, chunk, read, parent);
+		r = ram_unchanged(d->src.ram, block, chunk, read, parent);
 	for (unsigned w = 0; w < 4; w++)
 		read[w] &= ~parent[w];
 	return r;
@@ -64,7 +32,7 @@ static int copy_chunk(struct dump *d, uint32_t block, uint64_t chunk, char *buf)
 
 	if (r || (bitmap_empty(read, CHUNK_PAGES) && bitmap_empty(parent, CHUNK_PAGES)))
 		return r;
-	r = ram_read(d->ram, block, chunk, read, buf);
+	r = ram_read(d->src.ram, block, chunk, read, buf);
 	return r ? r : img_writer_chunk(d->writer, block, chunk, buf, read, d->parent ? parent : NULL);
 }
 
@@ -83,11 +51,11 @@ int dump_copy(void *ctx)
 	uint64_t begun = clock_now_ns();
 	int r = buf ? 0 : -ENOMEM;
 
-	if (d->standing && !d->parent)
-		setpriority(PRIO_PROCESS, 0, d->nice); // it takes long
-	progress_begin(&d->progress, "dumping memory", d->result->ram);
-	for (uint32_t i = 0; i < d->nr_guest; i++)
-		for (uint64_t c = 0; !r && c < DIV_ROUND_UP(d->blocks[i].len, CHUNK_SIZE); c++) {
+	if (d->src.standing && !d->parent)
+		setpriority(PRIO_PROCESS, 0, d->src.nice); // it takes long
+	progress_begin(&d->progress, "dumping memory", d->src.ram_len);
+	for (uint32_t i = 0; i < d->src.nr_guest; i++)
+		for (uint64_t c = 0; !r && c < DIV_ROUND_UP(d->src.blocks[i].len, CHUNK_SIZE); c++) {
 			r = dump_check_interrupted();
 			if (!r)
 				r = copy_chunk(d, i, c, buf);

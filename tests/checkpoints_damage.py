@@ -73,10 +73,11 @@ def damage(rig, is_chain, args):
 def damage_lazy(rig, args, which):
     """Found before a page is given to the guest: it waits, and goes on when the page can be read."""
     vm = rig.vm()
-    dirs = chain(rig, vm, *args)
+    dirs = chain(rig, vm, *args, paused=True)
     path = f"{dirs[which]}/pages-1.img"
-    flip_all_over(path)
     copy = rig.restore(vm, "--lazy-pages", images=dirs[-1], runs=False)
+    flip_all_over(path)                                 # loading its device state needed some
+    copy.qmp("cont")
     answer = wait_for("trouble", 30, lambda: (a := rig.stat()).get("trouble") and a)
     check("damaged" in answer["trouble"], f"trouble: {answer['trouble']}")
     copy.stands_still()

@@ -6,25 +6,27 @@ import shutil
 import signal
 import subprocess
 
-from misuse_rig import MIB, Skip, cases, check, test, wait_for
+from misuse_rig import Skip, cases, check, test, wait_for
 
 
-def chain(rig, vm, *args, last=()):
-    """Two pre-dumps and a dump: their directories, the newest last."""
+def chain(rig, vm, *args, last=(), paused=False):
+    """Two pre-dumps and a dump, of the VM when it was paused or not: their directories, the newest last."""
     dirs = [f"{rig.tmp}/images-{i}" for i in range(3)]
     rig.criu_vm("pre-dump", str(vm.pid), "-D", dirs[0], *args).check(0)
     vm.passes(1)
     rig.criu_vm("pre-dump", str(vm.pid), "-D", dirs[1], "--prev-images-dir", dirs[0], *args).check(0)
     vm.passes(1)
+    if paused:
+        vm.qmp("stop")
     rig.criu_vm("dump", str(vm.pid), "-D", dirs[2], "--prev-images-dir", dirs[1], *args, *last).check(0)
     vm.wait_end(5)
     return dirs
 
 
 def flip_all_over(path):
-    """A bit in each 64 KiB, but for the first chunks, which loading the device state needs. Twice is not at all."""
+    """A bit in each 64 KiB. Twice is not at all."""
     with open(path, "r+b") as f:
-        for at in range(2 * MIB + 1000, os.path.getsize(path), 1 << 16):
+        for at in range(1000, os.path.getsize(path), 1 << 16):
             f.seek(at)
             byte = f.read(1)
             f.seek(at)
