@@ -284,6 +284,15 @@ static int finish_snapshot(struct dump *d)
 	return r ? r : ram_snapshot_finish(d->src.ram);
 }
 
+static void tell_waits(const struct background *b)
+{
+	struct mm_protect_stats s = { 0 };
+
+	if (b->d->protect)
+		mm_protect_stats(b->d->protect, &s);
+	log_info("%lu chunks were wanted before their turn; %lu writes waited for one, the instant took %lu us", b->nr_wanted, s.waited, s.instant_ns / 1000);
+}
+
 // After an error nothing is protected any more: who waits, QEMU's main thread perhaps, goes on.
 static int run_threads(struct background *b)
 {
@@ -301,6 +310,7 @@ static int run_threads(struct background *b)
 	end_waiting(b);
 	if (!b->paged)
 		pthread_join(waiter, NULL);
+	tell_waits(b);
 	if (!b->paged || r)
 		dump_unprotect(b->d);
 	if (!going)
@@ -323,7 +333,6 @@ int dump_copy_background(void *ctx)
 		progress_begin(&d->progress, "dumping memory", d->src.ram_len);
 		r = run_threads(&b);
 		progress_end(&d->progress);
-		log_info("%lu chunks were wanted before their turn", b.nr_wanted);
 	}
 	if (r == -ESTALE && !b.paged)
 		log_err("the VM gave memory back (a balloon, or free page reporting) that was not copied yet; dump it without --background");

@@ -310,16 +310,6 @@ int mm_protect_release(struct mm_protect *p, size_t range, uint64_t off)
 	return ret;
 }
 
-bool mm_protect_is_released(struct mm_protect *p, size_t range, uint64_t off)
-{
-	bool is;
-
-	pthread_mutex_lock(&p->lock);
-	is = bitmap_test(p->released, p->areas[range].first + off / MM_PROTECT_CHUNK);
-	pthread_mutex_unlock(&p->lock);
-	return is;
-}
-
 void mm_protect_stats(struct mm_protect *p, struct mm_protect_stats *s)
 {
 	pthread_mutex_lock(&p->lock);

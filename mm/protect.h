@@ -38,7 +38,6 @@ int mm_protect_wanted(struct mm_protect *p, int timeout_ms, size_t *range, uint6
 // The chunk was copied: it may be written to, who waits goes on. Harmless when it was released before. By any thread, also while
 // another one waits in mm_protect_wanted().
 int mm_protect_release(struct mm_protect *p, size_t range, uint64_t off);
-bool mm_protect_is_released(struct mm_protect *p, size_t range, uint64_t off);
 
 struct mm_protect_stats {
 	uint64_t let_through;	  // writes before the instant that waited for a moment

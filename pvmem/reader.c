@@ -268,8 +268,3 @@ void pv_reader_take_dirty(struct pv_reader *r, uint64_t chunk, uint64_t map[PV_W
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		map[w] = __atomic_exchange_n(&r->o.pages[chunk].dirty[w], 0, __ATOMIC_ACQ_REL);
 }
-
-void pv_reader_put_dirty(struct pv_reader *r, uint64_t chunk, const uint64_t map[PV_WORDS])
-{
-	pv_pages_set_dirty(&r->o.pages[chunk], map);
-}

@@ -53,5 +53,3 @@ bool pv_reader_wanted(struct pv_reader *r, uint64_t *chunk);
 
 // The pages written since they were taken before, of what pv_engine_harvest() has found so far: taken out of the table.
 void pv_reader_take_dirty(struct pv_reader *r, uint64_t chunk, uint64_t map[PV_WORDS]);
-// And put back, by who could not save them.
-void pv_reader_put_dirty(struct pv_reader *r, uint64_t chunk, const uint64_t map[PV_WORDS]);

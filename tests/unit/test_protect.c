@@ -35,12 +35,14 @@ struct snapshot {
 	struct mm_protect *p;
 	struct mm_source *source;
 	char *copy;
+	bool *done; // a chunk
 };
 
 static void snapshot_prepare(struct snapshot *s, struct memory_child *c)
 {
-	*s = (struct snapshot){ .child = c, .range = { c->hva, c->len }, .copy = calloc(c->len / PAGE_SIZE, PAGE_SIZE) };
-	ck_assert(s->copy);
+	*s = (struct snapshot){ .child = c, .range = { c->hva, c->len }, .copy = calloc(c->len / PAGE_SIZE, PAGE_SIZE),
+				.done = calloc(DIV_ROUND_UP(c->len, MM_PROTECT_CHUNK), sizeof *s->done) };
+	ck_assert(s->copy && s->done);
 	ck_assert_int_eq(mm_source_open(c->pid, c->hva, c->len, &s->source), 0);
 	ck_assert_int_eq(mm_protect_prepare(c->pid, -1, &s->range, 1, &s->p), 0);
 }
@@ -50,6 +52,7 @@ static void snapshot_end(struct snapshot *s)
 	mm_protect_end(s->p);
 	mm_source_close(s->source);
 	free(s->copy);
+	free(s->done);
 }
 
 static void instant(struct snapshot *s)
@@ -68,8 +71,9 @@ static void copy_chunk(struct snapshot *s, uint64_t off)
 
 static int copy_and_release(struct snapshot *s, uint64_t off)
 {
-	if (mm_protect_is_released(s->p, 0, off))
+	if (s->done[off / MM_PROTECT_CHUNK])
 		return 0;
+	s->done[off / MM_PROTECT_CHUNK] = true;
 	copy_chunk(s, off);
 	return mm_protect_release(s->p, 0, off);
 }
