@@ -25,12 +25,12 @@ SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 # Set here and added to, so that a user's own flags on the command line come last.
 CPPFLAGS_ALL := -D_GNU_SOURCE -I. -I$(O)
-CFLAGS_ALL   := -std=gnu17 $(OPT) $(WARN) $(SAN_$(VARIANT)) -pthread
+CFLAGS_ALL   := -std=gnu17 $(OPT) $(WARN) -isystem /usr/include/libnl3 $(SAN_$(VARIANT)) -pthread
 LDFLAGS_ALL  := $(SAN_$(VARIANT)) -pthread
-LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lzstd -lblkid -lsystemd -lm
+LDLIBS       := -lcompel -luring -lprotobuf-c -ljansson -lxxhash -lzstd -lblkid -lsystemd -lgnutls -lnl-route-3 -lnl-3 -lm
 
-ROOMS    := util mm images qemu pvmem lazy-pages criu-vm
-PROTOS   := $(wildcard images/*.proto)
+ROOMS    := util mm images wire qemu pvmem lazy-pages criu-vm
+PROTOS   := $(wildcard images/*.proto wire/*.proto)
 GEN      := $(PROTOS:%.proto=$(O)/%.pb-c.c)
 SRCS     := $(filter-out criu-vm/main.c,$(wildcard $(ROOMS:=/*.c)))
 OBJS     := $(SRCS:%.c=$(O)/%.o) $(GEN:.c=.o)
@@ -97,7 +97,7 @@ demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
 check: deps ## build and run the tests
 	$(Q)$(MAKE) all unit platform faulty guests
 	$(Q)$(MAKE) VARIANT=asan all unit fuzzers
-	$(Q)python3 -B tests/check.py docs unit platform misuse now checkpoints compat life zdtm unit:asan fuzz:asan zdtm:asan
+	$(Q)python3 -B tests/check.py docs unit platform misuse now checkpoints compat life migration zdtm unit:asan fuzz:asan zdtm:asan
 
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
 	$(Q)$(MAKE) all guests
@@ -112,6 +112,10 @@ zdtm: deps ## all guests through all flavours
 	$(Q)$(MAKE) all guests
 	$(Q)python3 -B tests/zdtm/zdtm.py run
 
+migration: deps ## every fault at every stage of a migration, the wire cut anywhere, twenty moves to and fro
+	$(Q)$(MAKE) all guests
+	$(Q)python3 -B tests/migration.py --build $(B) --long
+
 lint: ## clang-tidy, cppcheck, shellcheck
 	$(Q)tests/deps.sh lint
 	$(Q)$(MAKE) $(GEN)
@@ -121,6 +125,8 @@ install: all ## install into DESTDIR and PREFIX
 	$(Q)install -D -m 0755 $(B)/criu-vm $(DESTDIR)$(PREFIX)/sbin/criu-vm
 	$(Q)install -D -m 0644 docs/criu-vm.1 $(DESTDIR)$(PREFIX)/share/man/man1/criu-vm.1
 	$(Q)install -D -m 0644 completion/criu-vm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/criu-vm
+	$(Q)install -D -m 0644 dist/criu-vm-lazy-pages.service $(DESTDIR)$(PREFIX)/lib/systemd/system/criu-vm-lazy-pages.service
+	$(Q)sed -i 's|/usr/local/|$(PREFIX)/|' $(DESTDIR)$(PREFIX)/lib/systemd/system/criu-vm-lazy-pages.service
 
 clean: ## remove everything built
 	$(Q)rm -rf build
@@ -128,4 +134,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check damage asan zdtm lint install clean help unit platform faulty
+.PHONY: all deps demo check damage asan zdtm migration lint install clean help unit platform faulty

@@ -6,8 +6,10 @@
 set -eu
 
 build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
-	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libzstd-dev libsystemd-dev libblkid-dev"
-tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs btrfs-progs strace mandoc libfuse3-dev fuse3"
+	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libzstd-dev libsystemd-dev libblkid-dev
+	libgnutls28-dev libnl-3-dev libnl-route-3-dev"
+tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs btrfs-progs strace mandoc libfuse3-dev fuse3
+	iproute2 gnutls-bin"
 lint="clang-tidy cppcheck shellcheck"
 fuzz="clang libclang-rt-14-dev"
 
