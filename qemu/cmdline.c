@@ -284,6 +284,14 @@ static int load(struct cmdline *c, char *const *argv, int argc)
 	return err;
 }
 
+static int check_nets(const struct cmdline *c)
+{
+	if (!c->o || c->nr_nets == c->o->nr_nets)
+		return 0;
+	log_err("%zu network interfaces are given to the VM, of which its command line has a place for %zu", c->o->nr_nets, c->nr_nets);
+	return -EINVAL;
+}
+
 // Applies all rules; to a command line that is only checked also behind the first failure, to tell all of them.
 static int apply(struct cmdline *c)
 {
@@ -311,7 +319,7 @@ int qemu_cmdline_rebuild(const struct qemu_cmdline_opts *o, char ***argv)
 		return -EINVAL;
 	}
 	err = load(&c, o->recorded, o->nr_recorded) ?: parse(&new, o->replace, o->nr_replace, 0, true) ?: merge(&c, &new);
-	err = err ?: apply(&c) ?: find_default_ram(&c, &default_ram) ?: assemble(&c, default_ram, &a);
+	err = err ?: apply(&c) ?: check_nets(&c) ?: find_default_ram(&c, &default_ram) ?: assemble(&c, default_ram, &a);
 	if (err == -ENOMEM)
 		log_err("no memory for the command line of QEMU");
 	cmdline_fini(&new);

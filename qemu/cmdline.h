@@ -18,6 +18,8 @@
 //	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and two QMP monitors
 //	users        -runas and -run-with user= go: whoever starts QEMU has become the user that it was, before QEMU's binary, which may be
 //	             that user's own, runs. -chroot goes too, unless QEMU is root: only root can
+//	taps         as recorded, or as descriptors (struct qemu_cmdline_net): ifname, bridge, script, helper and vnet_hdr go, which their
+//	             maker has seen to; vhost=on, sndbuf and the like stay
 //
 // Files, sockets and taps are opened again as recorded, relative to the directory that QEMU is started in.
 #pragma once
@@ -36,6 +38,13 @@ struct qemu_cmdline_ram {
 	int fd; // number of the memfd in the new QEMU
 };
 
+// A tap that the new QEMU inherits, instead of one that it would open, or have made by a script or helper, itself.
+struct qemu_cmdline_net {
+	const char *id; // as qemu_netdevs_list() has it
+	const int *fds; // one a queue: numbers in the new QEMU
+	unsigned nr_fds;
+};
+
 // Nothing of it is kept.
 struct qemu_cmdline_opts {
 	const char *qemu; // binary
@@ -47,6 +56,10 @@ struct qemu_cmdline_opts {
 	int qmp_fd, commands_fd; // listening unix sockets that the new QEMU inherits: our own monitors
 	const struct qemu_cmdline_ram *ram;
 	size_t nr_ram;
+	const struct qemu_cmdline_net *nets;
+	size_t nr_nets;
+	bool from_peer; // recorded by another host: taps and bridges that are not among nets are refused, which would start scripts and
+			// helpers, and so is what else of a network starts a program
 	bool as_root; // it is started by root and stays root
 };
 

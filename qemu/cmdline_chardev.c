@@ -147,8 +147,7 @@ static int to_chardev(const struct cmdline *c, struct cmdline_option *opt, const
 	if (!f)
 		return -ENOMEM;
 	fprintf(f, "file,id=%s,path=", opt->id);
-	for (; *path; path++)
-		fprintf(f, "%s%c", *path == ',' ? "," : "", *path);
+	cmdline_put_escaped(f, path);
 	fputs(",append=on", f);
 	return fclose(f) ? -ENOMEM : 0;
 }

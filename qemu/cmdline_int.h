@@ -15,6 +15,7 @@ struct cmdline_option {
 	char *chardev; // instead of the value "chardev:ID", and before it this -chardev; or NULL
 	bool drop; // leave it out
 	bool is_ram; // a memory backend
+	bool has_fds; // of ours: a tap's
 	bool ours; // given to the restore, not recorded
 };
 
@@ -38,6 +39,7 @@ struct cmdline {
 	char *machine_text;
 	size_t machine_len;
 	bool has_display, has_accel;
+	size_t nr_nets; // taps that got their descriptors
 };
 
 // NULL if QEMU 7.2 to 10 has no such option on x86. "" is a bare disk image's name.
@@ -56,7 +58,8 @@ bool cmdline_is_name(const char *s);
 #define CMDLINE_RAM_FMT "memory-backend-file,id=%s,size=%llu,mem-path=/proc/self/fd/%d,share=on"
 #define CMDLINE_RAM_ARGS(id, ram) (id), (unsigned long long)(ram)->len, (ram)->fd
 
-// Why this option cannot be had: logs and returns -EINVAL.
+// Why this option cannot be had: logs and returns -EOPNOTSUPP, -EINVAL.
+int cmdline_refuse(const struct cmdline_option *opt, const char *why);
 int cmdline_invalid(const struct cmdline_option *opt, const char *why);
 
 // ---- lists "key=value,...", commas within values doubled
@@ -75,6 +78,9 @@ int cmdline_check_keys(const struct cmdline_option *opt);
 // The list's words of these keys, or all others, each with a comma before it.
 void cmdline_put_words(FILE *f, const char *list, const char *const *keys, bool these);
 
+// A value, its commas doubled.
+void cmdline_put_escaped(FILE *f, const char *s);
+
 // Whether a key has one of the values that QEMU takes for true.
 bool cmdline_is_on(const char *list, const char *implied, const char *key);
 
@@ -89,3 +95,7 @@ int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_mon(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_port(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_monitor(struct cmdline *c, struct cmdline_option *opt);
+
+// ---- rule for -netdev, -nic and -net: cmdline_net.c
+
+int cmdline_fix_net(struct cmdline *c, struct cmdline_option *opt);

@@ -12,7 +12,7 @@
 #include "util/log.h"
 #include "util/size.h"
 
-static int refuse(const struct cmdline_option *opt, const char *why)
+int cmdline_refuse(const struct cmdline_option *opt, const char *why)
 {
 	log_err("QEMU option -%s%s%s: %s", opt->rule->name, opt->value ? " " : "", opt->value ?: "", why);
 	return -EOPNOTSUPP;
@@ -20,7 +20,7 @@ static int refuse(const struct cmdline_option *opt, const char *why)
 
 int cmdline_invalid(const struct cmdline_option *opt, const char *why)
 {
-	refuse(opt, why);
+	cmdline_refuse(opt, why);
 	return -EINVAL;
 }
 
@@ -68,9 +68,9 @@ static int fix_object(struct cmdline *c, struct cmdline_option *opt)
 	if (!type || strncmp(type, "memory-backend-", 15))
 		return 0;
 	if (!strcmp(type, "memory-backend-epc"))
-		return refuse(opt, "the memory of SGX enclaves cannot be read, so it cannot be restored");
+		return cmdline_refuse(opt, "the memory of SGX enclaves cannot be read, so it cannot be restored");
 	if (cmdline_is_on(opt->value, "qom-type", "readonly") || cmdline_is_on(opt->value, "qom-type", "rom"))
-		return refuse(opt, "read-only memory backends are not supported");
+		return cmdline_refuse(opt, "read-only memory backends are not supported");
 	if (opt->ours)
 		return cmdline_invalid(opt, "guest RAM is given by criu-vm (--ram, --swap), it cannot be replaced");
 	if (!opt->id || !cmdline_is_name(opt->id))
@@ -220,7 +220,7 @@ static int fix_drive(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
 	if (cmdline_is_on(opt->value, NULL, "snapshot"))
-		return refuse(opt, "what the VM wrote is in a temporary file that is deleted already; it cannot be restored");
+		return cmdline_refuse(opt, "what the VM wrote is in a temporary file that is deleted already; it cannot be restored");
 	return 0;
 }
 
@@ -228,7 +228,7 @@ static int fix_icount(struct cmdline *c, struct cmdline_option *opt)
 {
 	(void)c;
 	if (qemu_opt_has(opt->value, "shift", "rr"))
-		return refuse(opt, "a VM that is being recorded or replayed cannot be restored");
+		return cmdline_refuse(opt, "a VM that is being recorded or replayed cannot be restored");
 	return 0;
 }
 
@@ -294,7 +294,7 @@ static int refuse_fds(const struct cmdline_option *opt)
 			if (w.key_len < w.len)
 				found |= key_is_fd(w.s, w.key_len, w.s + w.key_len + 1, w.len - w.key_len - 1);
 	}
-	return found ? refuse(opt, "the descriptor that QEMU was started with cannot be given again; use a name instead") : 0;
+	return found ? cmdline_refuse(opt, "the descriptor that QEMU was started with cannot be given again; use a name instead") : 0;
 }
 
 // ---- the rules, for all that qemu-options.hx of QEMU 7.2 to 10 has for x86 and a running VM can have been started with
@@ -336,7 +336,8 @@ static const struct cmdline_rule rules[] = {
 	DROP("mem-path"), DROP_FLAG("mem-prealloc"),
 	FIX_OPTS("mon", cmdline_fix_mon),
 	FIX("monitor", cmdline_fix_monitor),
-	KEEP("msg"), KEEP("mtdblock"), KEEP("name"), OPTS("net"), OPTS("netdev"), OPTS("nic"), KEEP_FLAG("no-acpi"),
+	KEEP("msg"), KEEP("mtdblock"), KEEP("name"), FIX_OPTS("net", cmdline_fix_net), FIX_OPTS("netdev", cmdline_fix_net),
+	FIX_OPTS("nic", cmdline_fix_net), KEEP_FLAG("no-acpi"),
 	KEEP_FLAG("no-fd-bootchk"),
 	KEEP_FLAG("no-hpet"), KEEP_FLAG("no-reboot"), KEEP_FLAG("no-shutdown"), KEEP_FLAG("no-user-config"),
 	KEEP_FLAG("nodefaults"),
@@ -385,12 +386,12 @@ int cmdline_apply(struct cmdline *c, struct cmdline_option *opt)
 	int err;
 
 	if (rule->refuse)
-		return refuse(opt, rule->refuse);
+		return cmdline_refuse(opt, rule->refuse);
 	opt->drop = rule->drop;
 	if (opt->drop)
 		return opt->ours ? cmdline_invalid(opt, "criu-vm itself sets this, leave it out") : 0;
 	err = rule->fix ? rule->fix(c, opt) : 0;
-	if (err || opt->drop || opt->is_ram || !opt->value || !strcmp(rule->name, "append"))
+	if (err || opt->drop || opt->is_ram || opt->has_fds || !opt->value || !strcmp(rule->name, "append"))
 		return err;
 	return refuse_fds(opt);
 }

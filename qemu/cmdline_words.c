@@ -62,6 +62,12 @@ void cmdline_put_words(FILE *f, const char *list, const char *const *keys, bool 
 			fprintf(f, ",%.*s", (int)w.len, w.s);
 }
 
+void cmdline_put_escaped(FILE *f, const char *s)
+{
+	for (; *s; s++)
+		fprintf(f, "%s%c", *s == ',' ? "," : "", *s);
+}
+
 bool cmdline_is_on(const char *list, const char *implied, const char *key)
 {
 	_cleanup_free_ char *v = qemu_opt_get(list, implied, key);

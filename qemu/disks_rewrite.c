@@ -66,12 +66,6 @@ static bool key_in(const struct cmdline_word *w, const char *const *keys)
 	return false;
 }
 
-static void put_escaped(FILE *f, const char *s)
-{
-	for (; *s; s++)
-		fprintf(f, "%s%c", *s == ',' ? "," : "", *s);
-}
-
 // The list without the words of these keys, with ",key=value" for each pair at its end. The caller's; NULL: no memory.
 static char *change_words(const char *list, const char *const *without, const char *const (*pairs)[2], size_t nr)
 {
@@ -91,7 +85,7 @@ static char *change_words(const char *list, const char *const *without, const ch
 	}
 	for (size_t i = 0; i < nr; i++) {
 		fprintf(f, "%s%s=", comma, pairs[i][0]);
-		put_escaped(f, pairs[i][1]);
+		cmdline_put_escaped(f, pairs[i][1]);
 		comma = ",";
 	}
 	if (fclose(f)) {

@@ -10,6 +10,7 @@
 
 #include "qemu/args.h"
 #include "qemu/cmdline.h"
+#include "qemu/netdevs.h"
 #include "qemu/now_int.h"
 #include "qemu/vm_int.h"
 #include "util/cleanup.h"
@@ -121,21 +122,6 @@ static int fix_log(struct now_opt *o)
 
 // ---- taps
 
-// The interface behind a descriptor of /dev/net/tun.
-static bool tap_name(const struct now *n, int fd, char name[64])
-{
-	_cleanup_free_ char *text = NULL;
-	const char *iff;
-	char path[64];
-	size_t len;
-
-	snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", n->r.vm->pid, fd);
-	if (io_read_file(path, 64 * KiB, &text, &len))
-		return false;
-	iff = strstr(text, "\niff:");
-	return iff && sscanf(iff, "\niff: %63s", name) == 1;
-}
-
 // fds: "27:28", all queues of one interface.
 static bool tap_of_queues(const struct now *n, const char *fds, char name[64], int *queues)
 {
@@ -143,7 +129,7 @@ static bool tap_of_queues(const struct now *n, const char *fds, char name[64], i
 	int fd, len;
 
 	for (*queues = 0; sscanf(fds, "%d%n", &fd, &len) == 1; fds += len + (fds[len] == ':')) {
-		if (!tap_name(n, fd, *queues ? other : name) || (*queues && strcmp(name, other)))
+		if (!qemu_fd_tap(n->r.vm->pid, fd, *queues ? other : name) || (*queues && strcmp(name, other)))
 			return false;
 		(*queues)++;
 		if (!fds[len])
@@ -168,14 +154,14 @@ static int fix_tap(struct now *n, struct now_opt *o)
 	char name[64];
 	int queues, ret = 0;
 
-	if (!now_is(o, "netdev") || !qemu_opt_is(o->value, "type", "type", "tap"))
+	if ((!now_is(o, "netdev") && !now_is(o, "nic")) || !qemu_opt_is(o->value, "type", "type", "tap"))
 		return 0;
 	fd = qemu_opt_get(o->value, "type", "fd");
 	fds = qemu_opt_get(o->value, "type", "fds");
 	if ((!fd && !fds) || !tap_of_queues(n, fds ?: fd, name, &queues))
 		return 0; // refused where all that is understood is checked
-	log_info("QEMU option -netdev %s: its tap was a descriptor; a restored VM opens the interface %s by name, without a script "
-		 "(another network: restore ... -- -netdev ...,id=...)", o->value, name);
+	log_info("QEMU option -%s %s: its tap was a descriptor; a restored VM opens the interface %s by name, without a script "
+		 "(another network: restore ... -- -%s ...,id=...)", o->name, o->value, name, o->name);
 	for (size_t i = 0; i < ARRAY_SIZE(given) && !ret; i++)
 		ret = now_set(o, given[i], NULL);
 	ret = ret ?: now_set_string(o, "ifname", name) ?: now_set_string(o, "script", "no") ?: now_set_string(o, "downscript", "no");
