@@ -9,9 +9,10 @@ declare -A _criu_vm_options=(
 	[dump]="--tree: -t: --images-dir: -D: --stream --leave-running -R --leave-stopped -s --prev-images-dir: --track-mem --background --disk-snapshot --compress:"
 	[pre-dump]="--tree: -t: --images-dir: -D: --prev-images-dir: --compress: --untrack"
 	[restore]="--images-dir: -D: --stream --name: --lazy-pages --fill --ram: --swap: --swap-sparse --qemu: --force"
+	[migrate]="--tree: -t: --name: --ram: --swap: --downtime-limit: --channels: --max-bandwidth: --compress: --tls-creds: --insecure --resume"
 	[stat]="--watch -w --prometheus"
 	[set]="--ram: --swap: --swap-sparse"
-	[lazy-pages]="--name: --swap: --images-dir: -D:"
+	[lazy-pages]="--address: --port: --total-ram: --vm-ram: --swap: --swap-sparse --map: --tls-creds: --insecure --user: --qemu: --once --name: --images-dir: -D:"
 	[verify]="--stream"
 	[merge]="--output: -o:"
 	[show]=""
@@ -46,9 +47,10 @@ _criu_vm_value() {
 			_criu_vm_files -f "$word"
 		fi
 		;;
-	--run-dir | --images-dir | --prev-images-dir | --output | -D) _criu_vm_files -d "$word" ;;
-	--log-file | --swap | --qemu) _criu_vm_files -f "$word" ;;
+	--run-dir | --images-dir | --prev-images-dir | --output | --tls-creds | -D) _criu_vm_files -d "$word" ;;
+	--log-file | --swap | --qemu | --map) _criu_vm_files -f "$word" ;;
 	--feature) COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" check --feature '?' 2>&1 | sed 's/.*://')" -- "$word")) ;;
+	--user) COMPREPLY=($(compgen -u -- "$word")) ;;
 	--tree | -t) COMPREPLY=($(compgen -W "$(pgrep qemu-system)" -- "$word")) ;;
 	--compress) COMPREPLY=($(compgen -W "zstd zstd:" -- "$word")) ;;
 	--name) [[ ${COMP_WORDS[1]} == restore ]] || COMPREPLY=($(_criu_vm_names "$word")) ;;
@@ -60,7 +62,7 @@ _criu_vm_argument() {
 	stat | set) COMPREPLY=($(_criu_vm_names "$1")) ;;
 	show) _criu_vm_files -f "$1" ;;
 	verify | merge) _criu_vm_files -d "$1" ;;
-	dump | pre-dump) # a name, or a QMP socket
+	dump | pre-dump | migrate) # a name, or a QMP socket
 		_criu_vm_files -f "$1"
 		COMPREPLY+=($(_criu_vm_names "$1"))
 		;;

@@ -16,6 +16,9 @@
 #include "util/log.h"
 #include "util/size.h"
 
+#define ZSTD_LEVEL_DEFAULT 1
+#define ZSTD_LEVEL_MAX 19
+
 #define MAX_OPTIONS 40
 
 static const struct cmd_option common_options[] = {
@@ -199,4 +202,24 @@ int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *c
 	}
 	*rest = optind;
 	return open_log(common);
+}
+
+bool cmd_parse_compress(const char *value, int *level)
+{
+	char *end;
+	long n = ZSTD_LEVEL_DEFAULT;
+
+	if (!strncmp(value, "zstd:", 5)) {
+		n = strtol(value + 5, &end, 10);
+		if (!value[5] || *end)
+			n = 0;
+	} else if (strcmp(value, "zstd")) {
+		n = 0;
+	}
+	if (n < 1 || n > ZSTD_LEVEL_MAX) {
+		fprintf(stderr, "--compress %s: say zstd, or zstd:N with a level N from 1 to %d\n", value, ZSTD_LEVEL_MAX);
+		return false;
+	}
+	*level = (int)n;
+	return true;
 }

@@ -43,7 +43,10 @@ void cmd_print_tables(const struct cmd *const cmds[], size_t nr);
 // "NAME: what is wrong", and how to get help. Returns CMD_USAGE.
 int cmd_usage_error(const struct cmd *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-extern const struct cmd cmd_check, cmd_dump, cmd_pre_dump, cmd_restore, cmd_lazy_pages, cmd_set, cmd_stat, cmd_verify, cmd_merge, cmd_show;
+// The value of --compress: "zstd", "zstd:N". False: it is none, which was said.
+bool cmd_parse_compress(const char *value, int *level);
+
+extern const struct cmd cmd_check, cmd_dump, cmd_pre_dump, cmd_restore, cmd_lazy_pages, cmd_migrate, cmd_set, cmd_stat, cmd_verify, cmd_merge, cmd_show;
 
 // Ctrl-C, SIGTERM, SIGHUP and SIGQUIT ask for a clean end; long work looks here now and then.
 void cmd_catch_signals(void);

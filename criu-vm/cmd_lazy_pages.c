@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// For a person: another pager for a VM. For criu-vm itself: what a restored VM's supervisor and pagers are.
+// For a person: the server of a destination; another pager for a VM. For criu-vm itself: what a restored VM's supervisor and pagers are.
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,15 +11,29 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/leftovers.h"
+#include "criu-vm/migration_record.h"
 #include "criu-vm/replace.h"
+#include "criu-vm/server.h"
 #include "criu-vm/supervisor.h"
 #include "criu-vm/vm_pager.h"
 #include "util/log.h"
+#include "wire/conn.h"
 
 static const struct cmd_option options[] = {
-	{ 0, "name", "NAME", "the VM to take over: its pager died, or is to be replaced by this criu-vm" },
-	{ 0, "swap", "PATH", "where its swap image is now" },
-	{ 'D', "images-dir", "DIR", "where the checkpoint is now that its pages come from" },
+	{ 0, "address", "ADDR", "where the server listens (default: localhost only)" },
+	{ 0, "port", "PORT", "and at which TCP port (default 9723; 0: one that is free)" },
+	{ 0, "total-ram", "SIZE", "memory for all VMs together (default: what the host has available)" },
+	{ 0, "vm-ram", "SIZE|PCT%", "memory for each VM, or the share that it gets of its RAM, unless migrate --ram asks for more or less" },
+	{ 0, "swap", "PATH", "folder for swap images; with --name: where the VM's swap image is now" },
+	{ 0, "swap-sparse", NULL, "do not reserve the swap images' space" },
+	{ 0, "map", "FILE", "what disks, bridges and interfaces of other hosts are called here" },
+	{ 0, "tls-creds", "DIR", "only TLS, with these credentials, named as QEMU's" },
+	{ 0, "insecure", NULL, "in the clear, to whoever can reach the address" },
+	{ 0, "user", "USER", "as whom QEMU runs (default: as whom it ran)" },
+	{ 0, "qemu", "FILE", "another QEMU, as new or newer (default: the one that it had)" },
+	{ 0, "once", NULL, "one VM, then end" },
+	{ 0, "name", "NAME", "no server: the VM to take over, as its pager died, or is to be replaced by this criu-vm" },
+	{ 'D', "images-dir", "DIR", "where the checkpoint is now that the pages of --name come from" },
 	{ 0, "supervise", NULL, NULL },
 	{ 0, "serve", NULL, NULL },
 	{ 0, "bury", "STATUS", NULL },
@@ -31,6 +45,8 @@ static const struct cmd_option options[] = {
 
 struct lazy_pages_opts {
 	struct replace_opts replace;
+	struct server_opts server;
+	const char *server_only; // an option that --name does not go with
 	bool supervise, serve;
 	const char *bury;
 	int qemu_pid, launch_fd, lock_fd;
@@ -39,11 +55,12 @@ struct lazy_pages_opts {
 static bool on_option(void *ctx, const char *name, const char *value)
 {
 	struct lazy_pages_opts *o = ctx;
+	char what[256];
 
 	if (!strcmp(name, "name"))
 		o->replace.name = value;
 	else if (!strcmp(name, "swap"))
-		o->replace.swap = value;
+		o->replace.swap = o->server.swap = value;
 	else if (!strcmp(name, "images-dir"))
 		o->replace.images = value;
 	else if (!strcmp(name, "supervise"))
@@ -52,8 +69,19 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->serve = true;
 	else if (!strcmp(name, "bury"))
 		o->bury = value;
-	else
-		*(!strcmp(name, "qemu-pid") ? &o->qemu_pid : !strcmp(name, "launch-fd") ? &o->launch_fd : &o->lock_fd) = atoi(value);
+	else if (!strcmp(name, "qemu-pid"))
+		o->qemu_pid = atoi(value);
+	else if (!strcmp(name, "launch-fd"))
+		o->launch_fd = atoi(value);
+	else if (!strcmp(name, "lock-fd"))
+		o->lock_fd = atoi(value);
+	else {
+		o->server_only = name;
+		if (!server_option(&o->server, name, value, what))
+			return true;
+		cmd_usage_error(&cmd_lazy_pages, "%s", what);
+		return false;
+	}
 	return true;
 }
 
@@ -92,31 +120,56 @@ static int be(const struct lazy_pages_opts *o, struct run_dir *rd)
 	return r;
 }
 
-static int run(int argc, char **argv)
+static int serve(struct lazy_pages_opts *o, const struct cmd_common *common)
 {
-	struct lazy_pages_opts o = { .launch_fd = -1, .lock_fd = -1 };
-	struct cmd_common common;
-	struct run_dir rd;
-	int rest, r = cmd_parse(&cmd_lazy_pages, argc, argv, &common, on_option, &o, &rest);
+	if (o->replace.images)
+		return cmd_usage_error(&cmd_lazy_pages, "-D goes with --name; a server takes no checkpoints");
+	if (o->server.tls_creds && o->server.insecure)
+		return cmd_usage_error(&cmd_lazy_pages, "--tls-creds or --insecure, not both");
+	if (o->supervise || o->serve || o->bury)
+		return cmd_usage_error(&cmd_lazy_pages, "--name is needed");
+	o->server.run_dir = common->run_dir;
+	o->server.log_file = common->log_file;
+	o->server.json = common->json;
+	leftovers_remove();
+	migration_sweep();
+	return server_run(&o->server);
+}
 
-	if (r != CMD_GO_ON)
-		return r;
-	if (!o.replace.name || rest != argc)
-		return cmd_usage_error(&cmd_lazy_pages, o.replace.name ? "what is '%s'?" : "--name is needed%s", o.replace.name ? argv[rest] : "");
-	if (!run_dir_name_ok(o.replace.name))
-		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o.replace.name);
-	if (!o.supervise && !o.serve && !o.bury)
+static int take_over(const struct lazy_pages_opts *o, const struct cmd_common *common)
+{
+	struct run_dir rd;
+	int r;
+
+	if (o->server_only)
+		return cmd_usage_error(&cmd_lazy_pages, "--%s is the server's, and does not go with --name", o->server_only);
+	if (!run_dir_name_ok(o->replace.name))
+		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o->replace.name);
+	if (!o->supervise && !o->serve && !o->bury)
 		leftovers_remove();
-	r = run_dir_open(common.run_dir, o.replace.name, &rd);
+	r = run_dir_open(common->run_dir, o->replace.name, &rd);
 	if (r == -ENOENT)
-		log_err("there is no VM '%s' here; criu-vm stat lists those that there are", o.replace.name);
+		log_err("there is no VM '%s' here; criu-vm stat lists those that there are", o->replace.name);
 	if (r)
 		return CMD_FAILED;
-	if (o.supervise || o.serve || o.bury)
-		return be(&o, &rd);
-	r = replace_pager(&o.replace, &rd);
+	if (o->supervise || o->serve || o->bury)
+		return be(o, &rd);
+	r = replace_pager(&o->replace, &rd);
 	run_dir_close(&rd);
 	return r;
 }
 
-const struct cmd cmd_lazy_pages = { "lazy-pages", "--name NAME [OPTION...]", "give a VM another pager, this criu-vm's", options, run };
+static int run(int argc, char **argv)
+{
+	struct lazy_pages_opts o = { .launch_fd = -1, .lock_fd = -1, .server.port = WIRE_PORT };
+	struct cmd_common common;
+	int rest, r = cmd_parse(&cmd_lazy_pages, argc, argv, &common, on_option, &o, &rest);
+
+	if (r != CMD_GO_ON)
+		return r;
+	if (rest != argc)
+		return cmd_usage_error(&cmd_lazy_pages, "what is '%s'?", argv[rest]);
+	return o.replace.name ? take_over(&o, &common) : serve(&o, &common);
+}
+
+const struct cmd cmd_lazy_pages = { "lazy-pages", "[OPTION...]", "take VMs from other hosts; or give a VM another pager", options, run };

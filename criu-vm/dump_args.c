@@ -14,29 +14,6 @@
 #include "util/log.h"
 #include "util/size.h"
 
-#define ZSTD_LEVEL_DEFAULT 1
-#define ZSTD_LEVEL_MAX 19
-
-static bool parse_compress(const char *value, int *level)
-{
-	char *end;
-	long n = ZSTD_LEVEL_DEFAULT;
-
-	if (!strncmp(value, "zstd:", 5)) {
-		n = strtol(value + 5, &end, 10);
-		if (!value[5] || *end)
-			n = 0;
-	} else if (strcmp(value, "zstd")) {
-		n = 0;
-	}
-	if (n < 1 || n > ZSTD_LEVEL_MAX) {
-		fprintf(stderr, "--compress %s: say zstd, or zstd:N with a level N from 1 to %d\n", value, ZSTD_LEVEL_MAX);
-		return false;
-	}
-	*level = (int)n;
-	return true;
-}
-
 bool dump_args_on_option(void *ctx, const char *name, const char *value)
 {
 	struct dump_args *a = ctx;
@@ -62,7 +39,7 @@ bool dump_args_on_option(void *ctx, const char *name, const char *value)
 	else if (!strcmp(name, "untrack"))
 		a->untrack = true;
 	else
-		return parse_compress(value, &a->o.zstd_level);
+		return cmd_parse_compress(value, &a->o.zstd_level);
 	return true;
 }
 

@@ -15,7 +15,7 @@ int dump_write_vm(struct dump *d)
 int dump_write_device_state(struct dump *d)
 {
 	DeviceStateEntry ds;
-	int r = source_device_state(&d->src, &ds);
+	int r = source_device_state(&d->src, NULL, &ds);
 
 	if (r)
 		return r;

@@ -61,6 +61,29 @@ static int receive(int fd, char msg[LAUNCH_MSG_MAX], int timeout_ms)
 	return 0;
 }
 
+// What the pager says by itself: who it is, or that it cannot go on.
+static int take_note(struct launch *l, const char *msg)
+{
+	if (!strncmp(msg, "error ", 6)) {
+		log_err("%s", msg + 6);
+		return -EREMOTEIO;
+	}
+	sscanf(msg, "pager %d", &l->pager);
+	return 0;
+}
+
+int launch_look(struct launch *l)
+{
+	char msg[LAUNCH_MSG_MAX];
+	int r = receive(l->fd, msg, 0);
+
+	if (r == -EAGAIN)
+		return 0;
+	if (r)
+		log_err("the pager ended before the VM ran");
+	return r ? r : take_note(l, msg);
+}
+
 int launch_wait(struct launch *l, const char *want, bool interruptible, int timeout_ms)
 {
 	uint64_t end = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
@@ -83,13 +106,11 @@ int launch_wait(struct launch *l, const char *want, bool interruptible, int time
 			log_err("the pager ended before the VM ran");
 			return r;
 		}
-		if (!strncmp(msg, "error ", 6)) {
-			log_err("%s", msg + 6);
-			return -EREMOTEIO;
-		}
 		if (!strcmp(msg, want))
 			return 0;
-		sscanf(msg, "pager %d", &l->pager);
+		r = take_note(l, msg);
+		if (r)
+			return r;
 	}
 }
 

@@ -14,6 +14,13 @@
 //        |<------------------------------- "running" ----|
 //
 // If the line is cut before "running", whoever cut it, QEMU is ended and everything removed.
+//
+// Of a VM that arrives from another host (receive.h) the restore is the receiver, and the pager says "attached" before any page has come;
+// then, and from "committed" on a cut line changes nothing any more (vm_arrival.c):
+//
+//        | "arrived" ----------------------------------->| <- "serving"
+//        | device state
+//        | "commit" ------------------------------------>| makes the record <- "committed" <- "running"
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,6 +55,8 @@ int launch_start(const struct launch_opts *o, struct launch *l);
 int launch_tell(const struct launch *l, const char *msg);
 // Waits for this message; interruptible: no longer than until Ctrl-C (-EINTR). -EREMOTEIO: the pager said why it cannot go on (logged); -EPIPE: it ended; -ETIMEDOUT.
 int launch_wait(struct launch *l, const char *msg, bool interruptible, int timeout_ms);
+// Has the pager ended (-EPIPE), or said why it cannot go on (-EREMOTEIO)? Does not wait. Logs.
+int launch_look(struct launch *l);
 // Cuts the line and waits until pager and QEMU are gone and nothing is left. Accepts LAUNCH_NONE.
 void launch_abort(struct launch *l);
 // Lets go of a VM that runs by itself now. Accepts LAUNCH_NONE.

@@ -8,7 +8,7 @@
 
 #define VERSION "0.1"
 
-static const struct cmd *const commands[] = { &cmd_check, &cmd_dump, &cmd_pre_dump, &cmd_restore, &cmd_lazy_pages, &cmd_set, &cmd_stat,
+static const struct cmd *const commands[] = { &cmd_check, &cmd_dump, &cmd_pre_dump, &cmd_restore, &cmd_migrate, &cmd_lazy_pages, &cmd_set, &cmd_stat,
 					       &cmd_verify, &cmd_merge, &cmd_show };
 
 static void help(void)

@@ -14,7 +14,9 @@
 #include "lazy-pages/image_source.h"
 #include "qemu/vm.h"
 #include "util/bitmap.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/io.h"
 #include "util/log.h"
 
 #define ASK_TIMEOUT_MS 30000
@@ -135,7 +137,8 @@ int ram_open(const struct ram_opts *o, struct ram **out)
 
 	if (!r)
 		return -ENOMEM;
-	*r = (struct ram){ .o = *o, .rd = RUN_DIR_NONE, .swap = PV_SWAP_NONE, .shadow_fd = -1 };
+	*r = (struct ram){ .o = *o, .rd = RUN_DIR_NONE, .swap = PV_SWAP_NONE, .shadow_fd = -1,
+			   .reading = PTHREAD_MUTEX_INITIALIZER };
 	r->blocks = calloc(o->nr_blocks, sizeof *r->blocks);
 	r->ranges = calloc(o->nr_blocks, sizeof *r->ranges);
 	if (!r->blocks || !r->ranges)
@@ -232,9 +235,19 @@ int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4])
 
 int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4], char *buf)
 {
+	struct mm_source *source = r->blocks[block].source;
+	bool alone = r->paged ? r->images != NULL : source->kind == MM_SRC_PRIVATE_FILE;
+	int err;
+
+	if (alone)
+		pthread_mutex_lock(&r->reading);
 	if (r->paged)
-		return pv_reader_read(r->reader, r->blocks[block].first + chunk, map, buf);
-	return mm_source_read(r->blocks[block].source, chunk * PV_CHUNK_SIZE, map, chunk_len(r, block, chunk) / PAGE_SIZE, buf);
+		err = pv_reader_read(r->reader, r->blocks[block].first + chunk, map, buf);
+	else
+		err = mm_source_read(source, chunk * PV_CHUNK_SIZE, map, chunk_len(r, block, chunk) / PAGE_SIZE, buf);
+	if (alone)
+		pthread_mutex_unlock(&r->reading);
+	return err;
 }
 
 int ram_ask_pager(struct ram *r, json_t *request, json_t **out)
@@ -272,6 +285,7 @@ static int take_block(struct ram *r, uint32_t i)
 	struct block *b = &r->blocks[i];
 	uint64_t len = r->o.blocks[i].len, nr_chunks = DIV_ROUND_UP(len, PV_CHUNK_SIZE);
 
+	b->window_begin = b->window_end = 0;
 	free(b->written);
 	b->written = calloc(nr_chunks * PV_WORDS, sizeof *b->written);
 	if (!b->written)
@@ -291,6 +305,11 @@ int ram_take(struct ram *r, bool discards)
 	for (uint32_t i = 0; !err && i < r->o.nr_blocks; i++)
 		err = take_block(r, i);
 	return err;
+}
+
+const uint64_t *ram_written(const struct ram *r, uint32_t block, uint64_t chunk)
+{
+	return r->blocks[block].written + chunk * PV_WORDS;
 }
 
 // Pages of a private file mapping that QEMU made its own: the others are the file's, whatever they were before.
@@ -326,4 +345,28 @@ int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t 
 	if (b->source->kind == MM_SRC_PRIVATE_FILE)
 		return only_copied(r, block, chunk, map);
 	return r->discards && mm_source_hides_discards(b->source) ? not_forgotten(r, block, chunk, map) : 0;
+}
+
+int ram_ages(struct ram *r, uint8_t *ages)
+{
+	_cleanup_free_ char *list = NULL;
+	char path[PATH_MAX];
+	size_t len = 0;
+	int err = ram_ask_pager(r, json_pack("{s:s}", "execute", "ages"), NULL);
+
+	if (!err)
+		err = io_read_file(run_dir_file(&r->rd, "ages", path, sizeof path), r->state.nr_chunks, &list, &len);
+	if (!err && len != r->state.nr_chunks)
+		err = -EBADMSG;
+	if (err) {
+		log_err("the ages of the chunks of VM '%s' cannot be had: %s", r->o.name, strerror(-err));
+		return err;
+	}
+	for (size_t i = 0; i < r->o.nr_blocks; i++) {
+		uint64_t nr = DIV_ROUND_UP(r->o.blocks[i].len, PV_CHUNK_SIZE);
+
+		memcpy(ages, list + r->blocks[i].first, nr);
+		ages += nr;
+	}
+	return 0;
 }

@@ -38,14 +38,20 @@ bool ram_is_paged(const struct ram *r);
 const struct mm_range *ram_ranges(const struct ram *r);
 
 // The pages of a chunk that may hold something other than zeros. Others are zero, or were written after the last ram_take(). A chunk
-// is asked for once, after that and, of protected memory, after mm_protect_instant().
+// is asked for once after each of these and, of protected memory, after mm_protect_instant().
 int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
-// Reads these pages: page i to buf + i * 4096. buf: 1 MiB, page-aligned. Blocks on disks. Logs.
+// Reads these pages: page i to buf + i * 4096. buf: 1 MiB, page-aligned. Blocks on disks. Several threads may read at once. Logs.
 int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4], char *buf);
+
+// How recently each chunk was used (pv_engine_ages()), a byte a chunk of all blocks, each block beginning anew on one. Of a VM in private
+// virtual memory. Logs.
+int ram_ages(struct ram *r, uint8_t *ages);
 
 // Takes all that was written since it was taken before; of an ordinary VM, since mm_track_begin(). discards: the VM may have given
 // pages back, which shared memory does not tell from pages that nobody touched. Logs.
 int ram_take(struct ram *r, bool discards);
+// The pages of a chunk that the last ram_take() has found, and perhaps some that are not present.
+const uint64_t *ram_written(const struct ram *r, uint32_t block, uint64_t chunk);
 // Of the present pages of a chunk, those that are as they were before the last ram_take().
 int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t present[4], uint64_t map[4]);
 

@@ -2,6 +2,7 @@
 // Shared by ram.c and ram_snapshot.c only.
 #pragma once
 #include <jansson.h>
+#include <pthread.h>
 
 #include "criu-vm/ram.h"
 #include "criu-vm/run_dir.h"
@@ -27,6 +28,7 @@ struct ram {
 	struct mm_range *ranges;
 	struct mm_pagemap *pagemap;
 	bool discards;
+	pthread_mutex_t reading; // where one at a time can read
 
 	// In private virtual memory.
 	bool paged;

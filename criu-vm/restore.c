@@ -74,14 +74,11 @@ static int open_dir(struct restore *r)
 	return -EINVAL;
 }
 
-static int open_images(void *ctx)
+int restore_lay_out(struct restore *r)
 {
-	struct restore *r = ctx;
 	char have[16], want[16];
-	int err = r->o->dir ? open_dir(r) : restore_stream_open(r);
+	int err;
 
-	if (err || (err = restore_check_disks(r)))
-		return err;
 	if ((err = lay_out_blocks(r)) || (err = choose_name(r)) || (err = choose_log(r)))
 		return err;
 	r->state.ram = r->ram;
@@ -89,11 +86,6 @@ static int open_images(void *ctx)
 	r->state.budget = r->o->ram && r->o->ram < r->ram ? r->o->ram : r->ram;
 	r->paging = r->state.paging = r->o->lazy || r->state.budget < r->ram;
 	r->state.log = strdup(r->log);
-	if (r->o->lazy) {
-		r->state.images = realpath(r->o->dir, NULL);
-		r->state.images_id = img_dir_id(r->images);
-		r->state.fill = r->o->fill;
-	}
 	if (r->state.budget < pv_min_budget(r->ram)) {
 		log_err("--ram %s is too little for this VM: below %s, I/O in flight and page-outs would leave no room to work in",
 			size_format(r->state.budget, have), size_format(pv_min_budget(r->ram), want));
@@ -102,7 +94,22 @@ static int open_images(void *ctx)
 	return 0;
 }
 
-static int make_run_dir(void *ctx)
+static int open_images(void *ctx)
+{
+	struct restore *r = ctx;
+	int err = r->o->dir ? open_dir(r) : restore_stream_open(r);
+
+	if (err || (err = restore_check_disks(r)) || (err = restore_lay_out(r)))
+		return err;
+	if (r->o->lazy) {
+		r->state.images = realpath(r->o->dir, NULL);
+		r->state.images_id = img_dir_id(r->images);
+		r->state.fill = r->o->fill;
+	}
+	return 0;
+}
+
+int restore_run_dir(void *ctx)
 {
 	struct restore *r = ctx;
 	char exe[PATH_MAX];
@@ -118,7 +125,7 @@ static int make_run_dir(void *ctx)
 	return err;
 }
 
-static void remove_run_dir(void *ctx)
+void restore_run_dir_undo(void *ctx)
 {
 	struct restore *r = ctx;
 
@@ -127,7 +134,7 @@ static void remove_run_dir(void *ctx)
 }
 
 // What is allocated from here on, by this command too, is the VM's.
-static int enter_cgroup(void *ctx)
+int restore_cgroup(void *ctx)
 {
 	struct restore *r = ctx;
 
@@ -136,7 +143,7 @@ static int enter_cgroup(void *ctx)
 	return vm_state_save(&r->rd, &r->state);
 }
 
-static void leave_cgroup(void *ctx)
+void restore_cgroup_undo(void *ctx)
 {
 	struct restore *r = ctx;
 
@@ -145,8 +152,8 @@ static void leave_cgroup(void *ctx)
 
 static const struct stage stages[] = {
 	{ "images", open_images, NULL },
-	{ "run-dir", make_run_dir, remove_run_dir },
-	{ "cgroup", enter_cgroup, leave_cgroup },
+	{ "run-dir", restore_run_dir, restore_run_dir_undo },
+	{ "cgroup", restore_cgroup, restore_cgroup_undo },
 	{ "memory", restore_memory, restore_memory_undo },
 	{ "place", restore_place, NULL },
 	{ "disks", restore_disks, restore_disks_undo },
@@ -158,10 +165,15 @@ static const struct stage stages[] = {
 	{ "run", restore_go, NULL },
 };
 
+void restore_init(struct restore *r, const struct restore_opts *o)
+{
+	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE, .io_fd = -1, .monitor = "qmp.sock",
+			       .state = { .target_uffd = -1, .target_ring = -1, .target_io = -1 } };
+}
+
 int restore_run(const struct restore_opts *o, struct restore *r)
 {
-	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE, .io_fd = -1,
-			       .state = { .target_uffd = -1, .target_ring = -1, .target_io = -1 } };
+	restore_init(r, o);
 	return stages_run(stages, ARRAY_SIZE(stages), r);
 }
 

@@ -8,6 +8,7 @@
 #include "images/reader.h"
 #include "images/stream.h"
 #include "pvmem/engine.h"
+#include "qemu/cmdline.h"
 #include "qemu/disks.h"
 
 struct restore_opts {
@@ -26,12 +27,17 @@ struct restore_opts {
 	int nr_replace;
 };
 
+// Guest RAM from images, a stream, or, as it arrives (receive.h), from another host.
 struct restore {
 	const struct restore_opts *o;
 	struct img_dir *images;       // or
-	struct img_stream_in *stream; // the other one is NULL
+	struct img_stream_in *stream; // the other one is NULL, as both are of a VM that arrives
 	const VmEntry *vm;
 	char *const *argv;            // of QEMU, as recorded but for overlays; borrowed
+	const struct qemu_cmdline_net *nets; // taps that QEMU inherits; borrowed
+	size_t nr_nets;
+	bool from_peer;               // another host says what it is
+	const char *monitor;          // ours, in the run directory
 	int argc;
 	struct qemu_overlays overlays;
 	char name[RUN_DIR_NAME_MAX + 1];
@@ -57,10 +63,21 @@ static inline const char *restore_binary(const struct restore *r)
 	return r->o->qemu ? r->o->qemu : r->vm->qemu_path;
 }
 
+// What it begins with: nothing is there yet.
+void restore_init(struct restore *r, const struct restore_opts *o);
+// Once vm is known: blocks, budget and name; nothing is allocated from the host. Logs.
+int restore_lay_out(struct restore *r);
+
 // Restores and starts the VM, or leaves nothing behind. 0 or -errno, logged. *r stays valid for what is to be told of it,
 // until restore_fini().
 int restore_run(const struct restore_opts *o, struct restore *r);
 void restore_fini(struct restore *r);
+
+// Stages of whatever brings a VM here.
+int restore_run_dir(void *ctx);
+void restore_run_dir_undo(void *ctx);
+int restore_cgroup(void *ctx);
+void restore_cgroup_undo(void *ctx);
 
 // restore_memory.c: the stages that bring guest RAM to its place.
 int restore_memory(void *ctx);
@@ -82,5 +99,21 @@ int restore_start(void *ctx);
 void restore_start_undo(void *ctx);
 int restore_plant(void *ctx);
 int restore_serve(void *ctx);
-int restore_load(void *ctx);
 int restore_go(void *ctx);
+// Supervisor and pager begin; they know the VM by its state.
+int restore_hand_over(struct restore *r);
+// Has QEMU ended? Then what it said last is told.
+bool restore_qemu_ended(const struct restore *r);
+// Waiting for QEMU has to end: it has ended, an interruption, or the time `end` (clock_now_ns()). 0: not yet; logs.
+int restore_waiting_failed(const struct restore *r, uint64_t end, const char *what);
+
+// restore_load.c: the device state, with the small blocks.
+int restore_load(void *ctx);
+struct qemu_small_block;
+// Whole blocks of what is stored of them; *small is freed with restore_free_small(). -ENOMEM.
+int restore_expand_small(const DeviceStateEntry *ds, struct qemu_small_block **small, size_t *nr);
+void restore_free_small(struct qemu_small_block *small, size_t nr);
+// What is stored, over what is there: each block of ds has to be among them. Checked. Logs.
+int restore_update_small(const DeviceStateEntry *ds, struct qemu_small_block *small, size_t nr);
+// Loads it into QEMU, which waits for it, and waits until it is loaded. Logs.
+int restore_load_state(struct restore *r, const uint8_t *state, size_t state_len, const struct qemu_small_block *small, size_t nr);

@@ -110,7 +110,7 @@ static int check_room(const struct restore *r)
 int restore_memory(void *ctx)
 {
 	struct restore *r = ctx;
-	int err = r->stream ? 0 : check_room(r);
+	int err = r->images ? check_room(r) : 0;
 
 	for (size_t i = 0; !err && i < r->nr_blocks; i++)
 		err = make_block(r, i);
@@ -158,6 +158,7 @@ struct move {
 struct mover {
 	struct restore *r;
 	struct loop loop;
+	struct pv_placement placement;
 	struct pv_placer placer;
 	struct progress progress;
 	struct img_unpacker *unpacker;
@@ -263,6 +264,7 @@ static bool move_next(struct mover *v, struct move *m)
 		return false;
 	m->placing.chunk = v->next++;
 	memset(m->placing.present, 0, sizeof m->placing.present);
+	memset(m->placing.touched, 0xff, sizeof m->placing.touched);
 	m->part = 0;
 	m->busy = true;
 	v->nr_busy++;
@@ -308,8 +310,9 @@ int restore_place(void *ctx)
 	if (err)
 		log_err("cannot set up an io_uring: %s", strerror(-err));
 	else
-		err = pv_placer_init(&v->placer, &v->loop, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
-				     r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+		err = pv_placement_init(&v->placement, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
+					r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+	v->placer = (struct pv_placer){ .placement = &v->placement, .loop = &v->loop };
 	if (!err)
 		err = img_unpacker_new(&v->unpacker);
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {
@@ -326,10 +329,10 @@ int restore_place(void *ctx)
 		err = move_all(v);
 		progress_end(&v->progress);
 	}
-	r->nr_in_ram = v->placer.nr_ram;
-	r->nr_in_swap = v->placer.nr_swap;
+	r->nr_in_ram = v->placement.nr_ram;
+	r->nr_in_swap = v->placement.nr_swap;
 	loop_fini(&v->loop);
-	pv_placer_fini(&v->placer);
+	pv_placement_fini(&v->placement);
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {
 		free(v->moves[i].parts);
 		free(v->moves[i].stored);

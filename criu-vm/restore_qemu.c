@@ -18,7 +18,6 @@
 #include "mm/uapi.h"
 #include "mm/uffd.h"
 #include "qemu/cmdline.h"
-#include "qemu/devstate.h"
 #include "qemu/qmp.h"
 #include "qemu/vm.h"
 #include "util/cleanup.h"
@@ -28,7 +27,6 @@
 #include "util/log.h"
 
 #define START_TIMEOUT_MS 60000
-#define LOAD_TIMEOUT_NS (120 * NSEC_PER_SEC)
 #define QMP_TIMEOUT_MS 120000
 #define SERVE_TIMEOUT_MS 60000
 #define RING_ENTRIES 128
@@ -37,13 +35,6 @@
 #define UFFD_FEATURES \
 	(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID)
-
-static bool qemu_ended(const struct restore *r)
-{
-	struct pollfd p = { .fd = r->launch.qemu_pidfd, .events = POLLIN };
-
-	return poll(&p, 1, 0) != 0;
-}
 
 // What QEMU said last, to the person who waits.
 static void tell_output(const struct restore *r)
@@ -67,12 +58,20 @@ static void tell_output(const struct restore *r)
 	log_err("QEMU has ended; the end of %s:%s%s", r->log, text[len] == '\n' ? "" : "\n", text + len);
 }
 
-static int waiting_failed(const struct restore *r, uint64_t end, const char *what)
+bool restore_qemu_ended(const struct restore *r)
 {
-	if (qemu_ended(r)) {
-		tell_output(r);
+	struct pollfd p = { .fd = r->launch.qemu_pidfd, .events = POLLIN };
+
+	if (!poll(&p, 1, 0))
+		return false;
+	tell_output(r);
+	return true;
+}
+
+int restore_waiting_failed(const struct restore *r, uint64_t end, const char *what)
+{
+	if (restore_qemu_ended(r))
 		return -ECHILD;
-	}
 	if (cmd_interrupted()) {
 		log_err("interrupted; the new QEMU is ended");
 		return -EINTR;
@@ -96,7 +95,8 @@ static int make_argv(struct restore *r, int qmp_fd, int commands_fd, char ***arg
 	o = (struct qemu_cmdline_opts){ .qemu = restore_binary(r), .recorded = r->argv, .nr_recorded = r->argc,
 					.replace = r->o->replace, .nr_replace = r->o->nr_replace, .machine = r->vm->machine, .qmp_fd = qmp_fd,
 					.commands_fd = commands_fd,
-					.ram = ram, .nr_ram = r->nr_blocks, .as_root = !geteuid() && !r->vm->uid };
+					.ram = ram, .nr_ram = r->nr_blocks, .nets = r->nets, .nr_nets = r->nr_nets, .from_peer = r->from_peer,
+					.as_root = !geteuid() && !r->vm->uid };
 	return qemu_cmdline_rebuild(&o, argv);
 }
 
@@ -107,21 +107,31 @@ static int open_qmp(struct restore *r)
 	char path[PATH_MAX];
 	int err, failed;
 
-	run_dir_file(&r->rd, "qmp.sock", path, sizeof path);
+	run_dir_file(&r->rd, r->monitor, path, sizeof path);
 	err = qmp_open_watching(path, START_TIMEOUT_MS, r->launch.qemu_pidfd, cmd_interrupted, &r->qmp);
 	if (!err) {
 		qmp_set_timeout(r->qmp, QMP_TIMEOUT_MS);
 		return 0;
 	}
-	failed = waiting_failed(r, end, "open its monitor");
+	failed = restore_waiting_failed(r, end, "open its monitor");
 	return failed ? failed : err;
+}
+
+// Room for all that QEMU inherits.
+static int *new_fds(const struct restore *r)
+{
+	size_t nr = r->nr_blocks + 3;
+
+	for (size_t i = 0; i < r->nr_nets; i++)
+		nr += r->nets[i].nr_fds;
+	return calloc(nr, sizeof(int));
 }
 
 static int start_qemu(struct restore *r)
 {
 	struct launch_opts o = { .root = r->rd.root, .name = r->name, .rd = &r->rd, .cwd = r->vm->cwd, .uid = r->vm->uid,
-				 .gid = r->vm->gid, .nr_fds = r->nr_blocks + 3, .log = r->log };
-	_cleanup_free_ int *fds = calloc(o.nr_fds, sizeof *fds);
+				 .gid = r->vm->gid, .log = r->log };
+	_cleanup_free_ int *fds = new_fds(r);
 	_cleanup_close_ int qmp_fd = -1, commands_fd = -1;
 	char **argv;
 	int err;
@@ -134,17 +144,20 @@ static int start_qemu(struct restore *r)
 		commands_fd = err = run_dir_listen(&r->rd, "commands.sock");
 	if (err < 0)
 		return err;
+	fds[o.nr_fds++] = qmp_fd;
+	fds[o.nr_fds++] = commands_fd;
 	for (size_t i = 0; i < r->nr_blocks; i++)
-		fds[i] = r->blocks[i].memfd;
-	fds[r->nr_blocks] = qmp_fd;
+		fds[o.nr_fds++] = r->blocks[i].memfd;
+	for (size_t i = 0; i < r->nr_nets; i++)
+		for (unsigned k = 0; k < r->nets[i].nr_fds; k++)
+			fds[o.nr_fds++] = r->nets[i].fds[k];
 	// QEMU does not know what it holds; it keeps count of its pagers' I/O by that (util/io_ring.h).
 	r->io_fd = io_ring_new(IO_ENTRIES);
 	if (r->io_fd < 0) {
 		log_err("cannot set up an io_uring: %s; is kernel.io_uring_disabled set?", strerror(-r->io_fd));
 		return r->io_fd;
 	}
-	fds[r->nr_blocks + 1] = r->io_fd;
-	fds[r->nr_blocks + 2] = commands_fd;
+	fds[o.nr_fds++] = r->io_fd;
 	err = make_argv(r, qmp_fd, commands_fd, &argv);
 	if (err)
 		return err;
@@ -234,9 +247,8 @@ int restore_plant(void *ctx)
 	return err;
 }
 
-int restore_serve(void *ctx)
+int restore_hand_over(struct restore *r)
 {
-	struct restore *r = ctx;
 	struct vm_state *s = &r->state;
 	int err;
 
@@ -253,129 +265,21 @@ int restore_serve(void *ctx)
 		s->blocks[i] = (struct vm_state_block){ .off = r->blocks[i].off, .len = r->blocks[i].len, .hva = r->blocks[i].hva,
 							.memfd = r->blocks[i].memfd };
 	err = vm_state_save(&r->rd, s);
-	pv_swap_close(&r->swap); // its lock is the pager's from now on
 	if (!err)
 		err = launch_tell(&r->launch, "go");
 	if (!err)
 		run_dir_let_go(&r->rd); // whoever cleans up, or serves next, must not wait for us
-	return err ? err : launch_wait(&r->launch, "serving", true, SERVE_TIMEOUT_MS);
-}
-
-static int send_stream(const struct restore *r, int fd, const uint8_t *p, size_t len)
-{
-	uint64_t end = clock_now_ns() + LOAD_TIMEOUT_NS;
-
-	while (len) {
-		struct pollfd pfd = { .fd = fd, .events = POLLOUT };
-		ssize_t n = poll(&pfd, 1, 200) > 0 ? write(fd, p, len) : 0;
-		int err;
-
-		if (n < 0 && errno != EAGAIN && errno != EINTR && errno != EPIPE) {
-			err = -errno;
-			log_err("cannot send the device state to QEMU: %s", strerror(-err));
-			return err;
-		}
-		if (n > 0) {
-			p += n;
-			len -= (size_t)n;
-			continue;
-		}
-		if (n < 0 && errno == EPIPE) // it has stopped reading: it is ending, or fails to
-			usleep(100000);
-		err = waiting_failed(r, end, "take its device state");
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-static int wait_loaded(const struct restore *r)
-{
-	uint64_t end = clock_now_ns() + LOAD_TIMEOUT_NS;
-
-	for (;;) {
-		json_t *status = NULL;
-		bool loading;
-		int err;
-
-		if (qemu_ended(r))
-			return waiting_failed(r, end, "");
-		err = qmp_try(r->qmp, "query-status", NULL, &status);
-		if (err)
-			return qemu_ended(r) ? waiting_failed(r, end, "") : err;
-		loading = json_is_string(json_object_get(status, "status")) &&
-			  !strcmp(json_string_value(json_object_get(status, "status")), "inmigrate");
-		json_decref(status);
-		if (!loading)
-			return 0;
-		err = waiting_failed(r, end, "load its device state");
-		if (err)
-			return err;
-		usleep(1000);
-	}
-}
-
-// The small blocks as whole memory.
-static int expand_blocks(const DeviceStateEntry *ds, struct qemu_small_block *small)
-{
-	for (size_t i = 0; i < ds->n_blocks; i++) {
-		const SmallBlockEntry *b = ds->blocks[i];
-		uint8_t *data = calloc(1, b->len);
-
-		small[i] = (struct qemu_small_block){ .name = b->name, .len = b->len, .data = data };
-		if (!data)
-			return -ENOMEM;
-		for (size_t j = 0; j < b->n_runs; j++) {
-			const SmallRunEntry *run = b->runs[j];
-
-			if (run->off > b->len || run->data.len > b->len - run->off) {
-				log_err("device-state.img: a run of block '%s' reaches beyond its end", b->name);
-				return -EBADMSG;
-			}
-			memcpy(data + run->off, run->data.data, run->data.len);
-		}
-	}
-	return 0;
-}
-
-static int build_stream(const struct restore *r, uint8_t **stream, size_t *len)
-{
-	const DeviceStateEntry *ds = r->stream ? img_stream_in_device_state(r->stream) : img_dir_device_state(r->images);
-	struct qemu_small_block *small = calloc(ds->n_blocks + 1, sizeof *small);
-	int err = small ? expand_blocks(ds, small) : -ENOMEM;
-
-	if (!err)
-		err = qemu_devstate_build(ds->stream.data, ds->stream.len, r->vm->machine, small, ds->n_blocks, stream, len);
-	for (size_t i = 0; small && i < ds->n_blocks; i++)
-		free((void *)small[i].data);
-	free(small);
 	return err;
 }
 
-int restore_load(void *ctx)
+int restore_serve(void *ctx)
 {
 	struct restore *r = ctx;
-	_cleanup_free_ uint8_t *stream = NULL;
-	int err, pipe_fds[2];
-	size_t len;
+	int err;
 
-	err = build_stream(r, &stream, &len);
-	if (err)
-		return err;
-	if (pipe2(pipe_fds, O_CLOEXEC) < 0) {
-		err = -errno;
-		log_err("cannot make a pipe: %s", strerror(-err));
-		return err;
-	}
-	fcntl(pipe_fds[1], F_SETFL, O_NONBLOCK);
-	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", "criu-vm-state"), pipe_fds[0], NULL);
-	close(pipe_fds[0]);
-	if (!err)
-		err = qmp_call(r->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:criu-vm-state"), NULL);
-	if (!err)
-		err = send_stream(r, pipe_fds[1], stream, len);
-	close(pipe_fds[1]);
-	return err ? err : wait_loaded(r);
+	pv_swap_close(&r->swap); // its lock is the pager's from now on
+	err = restore_hand_over(r);
+	return err ? err : launch_wait(&r->launch, "serving", true, SERVE_TIMEOUT_MS);
 }
 
 int restore_go(void *ctx)
@@ -389,7 +293,7 @@ int restore_go(void *ctx)
 	// No way back while it may be running already: it writes its disks.
 	if (!err)
 		err = launch_wait(&r->launch, "running", false, SERVE_TIMEOUT_MS);
-	if (err == -EPIPE && run_dir_has(&r->rd, "running") && !qemu_ended(r)) {
+	if (err == -EPIPE && run_dir_has(&r->rd, "running") && !restore_qemu_ended(r)) {
 		log_warn("the pager was killed as the VM began to run; another goes on with it");
 		err = 0;
 	}

@@ -31,6 +31,7 @@ struct arrival {
 struct arrivals {
 	struct restore *r;
 	struct loop loop;
+	struct pv_placement placement;
 	struct pv_placer placer;
 	struct progress progress;
 	struct arrival arrival[NR_BUFFERS];
@@ -144,11 +145,13 @@ static int set_up(struct arrivals *v)
 		log_err("cannot set up an io_uring: %s", strerror(-err));
 		return err;
 	}
-	err = pv_placer_init(&v->placer, &v->loop, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
-			     r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+	err = pv_placement_init(&v->placement, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
+				r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+	v->placer = (struct pv_placer){ .placement = &v->placement, .loop = &v->loop };
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {
 		v->arrival[i].all = v;
 		v->arrival[i].placing.done = placed;
+		memset(v->arrival[i].placing.touched, 0xff, sizeof v->arrival[i].placing.touched);
 		v->arrival[i].placing.packed = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE);
 		if (!v->arrival[i].placing.packed)
 			err = -ENOMEM;
@@ -170,10 +173,10 @@ int restore_stream_place(struct restore *r)
 		err = take_all(v);
 		progress_end(&v->progress);
 	}
-	r->nr_in_ram = v->placer.nr_ram;
-	r->nr_in_swap = v->placer.nr_swap;
+	r->nr_in_ram = v->placement.nr_ram;
+	r->nr_in_swap = v->placement.nr_swap;
 	loop_fini(&v->loop);
-	pv_placer_fini(&v->placer);
+	pv_placement_fini(&v->placement);
 	for (unsigned i = 0; i < NR_BUFFERS; i++)
 		free(v->arrival[i].placing.packed);
 	free(v);

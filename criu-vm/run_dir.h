@@ -5,12 +5,14 @@
 //   RUN_DIR/NAME/           locked (flock) by the VM's pager, for as long as it lives
 //     state                 JSON: what a pager needs to find its VM again; replaced whole, by rename
 //     running               is there once the VM runs by itself, its restore done
+//     token                 of a VM that arrives, or has arrived, from another host: the record that decides whether it is ours
 //     supervisor            locked by the VM's supervisor
 //     exe                   the criu-vm that its next pager is started from
 //     vcpus                 their thread ids
 //     status                how it ended, where a pager saw it
 //     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
+//     ages                  how recently each chunk was used, a byte a chunk, when somebody asked last
 //     qmp.sock              QEMU's monitor for the pager
 //     commands.sock         and one for commands, one at a time
 //     control.sock          the pager's
@@ -56,6 +58,8 @@ struct vm_state {
 	char *images;          // directory of the page source, or NULL
 	uint64_t images_id;    // img_dir_id() of it
 	bool fill;             // all that it has is wanted, in the background
+	bool arriving;         // its first pager looks at no page before it is told that all have arrived
+	char *taps;            // its network interfaces, which go up when it is to run: names with spaces between; or NULL
 	char *log;
 	struct cgroup cgroup;  // of QEMU, its pager and its supervisor
 	struct vm_state_block *blocks;

@@ -92,6 +92,8 @@ void source_untrack(struct source *s);
 int source_stop(struct source *s);
 // Lets it go on, if it ran. Harmless if it does not stand.
 int source_go_on(struct source *s);
+// The same by a monitor alone, for who comes after a command that was killed. -errno, silent.
+int source_say_cont(int monitor_fd);
 int source_freeze(struct source *s);
 void source_thaw(struct source *s);
 // All block I/O of a running VM that has begun by now is complete.
@@ -106,6 +108,7 @@ int source_end(struct source *s);
 // ---- source_state.c
 int source_save_state(struct source *s);
 int source_read_small(struct source *s);
-// Its device state: ds borrows from s. source_free_device_state() frees what was allocated for it.
-int source_device_state(const struct source *s, DeviceStateEntry *ds);
+// Its device state: ds borrows from s. Of the small blocks those pages that are not zero; or, where former says what they were, those
+// that differ. source_free_device_state() frees what was allocated for it.
+int source_device_state(const struct source *s, const uint8_t *const *former, DeviceStateEntry *ds);
 void source_free_device_state(DeviceStateEntry *ds);

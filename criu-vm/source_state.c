@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "criu-vm/source.h"
 #include "mm/read.h"
@@ -45,8 +46,13 @@ int source_read_small(struct source *s)
 	return r;
 }
 
-// A block's runs of pages that are not zero. Borrows data; *runs and what it points to are one allocation, the caller's.
-static int runs_of(const uint8_t *data, uint64_t len, SmallBlockEntry *e)
+static bool is_known(const uint8_t *data, const uint8_t *former, size_t len)
+{
+	return former ? !memcmp(data, former, len) : mem_is_zero(data, len);
+}
+
+// A block's runs of pages that are not known. Borrows data; *runs and what it points to are one allocation, the caller's.
+static int runs_of(const uint8_t *data, const uint8_t *former, uint64_t len, SmallBlockEntry *e)
 {
 	uint64_t nr_pages = DIV_ROUND_UP(len, PAGE_SIZE);
 	SmallRunEntry *runs = NULL;
@@ -62,7 +68,7 @@ static int runs_of(const uint8_t *data, uint64_t len, SmallBlockEntry *e)
 		size_t n = len - off < PAGE_SIZE ? len - off : PAGE_SIZE;
 		SmallRunEntry *last = e->n_runs ? &runs[e->n_runs - 1] : NULL;
 
-		if (mem_is_zero(data + off, n))
+		if (is_known(data + off, former ? former + off : NULL, n))
 			continue;
 		if (last && last->off + last->data.len == off) {
 			last->data.len += n;
@@ -77,7 +83,7 @@ static int runs_of(const uint8_t *data, uint64_t len, SmallBlockEntry *e)
 	return 0;
 }
 
-int source_device_state(const struct source *s, DeviceStateEntry *ds)
+int source_device_state(const struct source *s, const uint8_t *const *former, DeviceStateEntry *ds)
 {
 	size_t nr = s->nr_blocks - s->nr_guest;
 	SmallBlockEntry *entries = calloc(nr + 1, sizeof *entries);
@@ -99,7 +105,7 @@ int source_device_state(const struct source *s, DeviceStateEntry *ds)
 		entries[i].name = (char *)b->name;
 		entries[i].len = b->len;
 		ds->blocks[i] = &entries[i];
-		r = runs_of(s->small[i], b->len, &entries[i]);
+		r = runs_of(s->small[i], former ? former[i] : NULL, b->len, &entries[i]);
 		ds->n_blocks++;
 	}
 	if (r)

@@ -45,9 +45,19 @@ static void let_go_of_output(void)
 		dup2(null, fd);
 }
 
-static void __attribute__((noreturn)) be_guardian(struct source *s, int line)
+int source_say_cont(int monitor_fd)
 {
 	static const char cont[] = "{\"execute\":\"cont\"}\n";
+	int flags = fcntl(monitor_fd, F_GETFL);
+
+	if (flags < 0 || fcntl(monitor_fd, F_SETFL, flags & ~O_NONBLOCK) < 0 || write(monitor_fd, cont, sizeof cont - 1) != (ssize_t)sizeof cont - 1)
+		return -errno;
+	sleep(GUARDIAN_LINGER_S); // QEMU forgets a command whose client has gone before it was run
+	return 0;
+}
+
+static void __attribute__((noreturn)) be_guardian(struct source *s, int line)
+{
 	char word = 0, next;
 	ssize_t n;
 
@@ -57,11 +67,8 @@ static void __attribute__((noreturn)) be_guardian(struct source *s, int line)
 	keep_only(line, qmp_fd(s->vm->qmp));
 	while ((n = read(line, &next, 1)) == 1 && next)
 		word = next;
-	if (!n && s->orphan(s->ctx, word) && s->was_running) {
-		fcntl(qmp_fd(s->vm->qmp), F_SETFL, 0);
-		if (write(qmp_fd(s->vm->qmp), cont, sizeof cont - 1) > 0)
-			sleep(GUARDIAN_LINGER_S); // QEMU forgets a command whose client has gone before it was run
-	}
+	if (!n && s->orphan(s->ctx, word) && s->was_running)
+		source_say_cont(qmp_fd(s->vm->qmp));
 	_exit(0);
 }
 

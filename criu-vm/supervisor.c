@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
 #include "criu-vm/process.h"
 #include "criu-vm/vm_pager.h"
@@ -115,7 +116,8 @@ static void serve_always(struct supervisor *s)
 		status = s->pager > 0 ? wait_for_pager(s) : 0;
 		if (s->pager > 0 && WIFEXITED(status) && WEXITSTATUS(status) == CMD_OK)
 			return;
-		if (!run_dir_has(s->rd, "running")) { // the restore was given up, or came to nothing
+		// The restore was given up, or came to nothing. Who could make it this host's has ended.
+		if (!run_dir_has(s->rd, "running") && !arrival_is_committed(s->rd)) {
 			if (s->qemu)
 				kill(s->qemu, SIGKILL); // our child: the pid cannot be another's
 			return;

@@ -9,57 +9,38 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "criu-vm/state_dir.h"
 #include "pvmem/swap_trailer.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/log.h"
 
-static const char *state_dir(void)
-{
-	const char *dir = getenv("CRIU_VM_STATE_DIR");
-
-	return dir && *dir ? dir : STATE_DIR_DEFAULT;
-}
-
 const char *swap_registry_dir(char buf[PATH_MAX])
 {
-	snprintf(buf, PATH_MAX, "%s/swap", state_dir());
-	return buf;
+	return state_dir("swap", buf);
 }
 
 static const char *clean_path(char buf[PATH_MAX])
 {
-	snprintf(buf, PATH_MAX, "%s/swap/.clean", state_dir());
-	return buf;
+	return state_dir("swap/.clean", buf);
 }
 
 static const char *link_path(const char *name, const char *token, char buf[PATH_MAX])
 {
-	snprintf(buf, PATH_MAX, "%s/swap/%s-%.*s.swap", state_dir(), name, SWAP_REGISTRY_TOKEN_LEN, token);
-	return buf;
+	char file[NAME_MAX];
+
+	snprintf(file, sizeof file, "swap/%s-%.*s.swap", name, SWAP_REGISTRY_TOKEN_LEN, token);
+	return state_dir(file, buf);
 }
 
 int swap_registry_make(void)
 {
 	char dir[PATH_MAX];
-	bool is_new = false;
+	int r = state_dir_make(swap_registry_dir(dir));
 
-	swap_registry_dir(dir);
-	for (char *p = dir + 1;; p++)
-		if (!*p || *p == '/') {
-			char c = *p;
-
-			*p = 0;
-			is_new = !mkdir(dir, 0700);
-			if (!is_new && errno != EEXIST)
-				return -errno;
-			*p = c;
-			if (!c)
-				break;
-		}
-	if (is_new)
+	if (r > 0)
 		swap_registry_set_clean();
-	return 0;
+	return r < 0 ? r : 0;
 }
 
 void swap_registry_add(const char *name, const char *path, const char *token)

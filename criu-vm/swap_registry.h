@@ -14,9 +14,9 @@
 #include <limits.h>
 #include <stdbool.h>
 
+#include "criu-vm/state_dir.h"
 #include "pvmem/swap.h"
 
-#define STATE_DIR_DEFAULT "/var/lib/criu-vm"
 #define SWAP_DIR_DEFAULT STATE_DIR_DEFAULT "/swap"
 #define SWAP_REGISTRY_TOKEN_LEN 16
 

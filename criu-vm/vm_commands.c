@@ -44,6 +44,8 @@ void vm_commands_describe(void *ctx, json_t *answer)
 	json_object_set_new(answer, "log", v->state.log ? json_string(v->state.log) : json_null());
 	json_object_set_new(answer, "qemu_host_swap", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmSwap:") * KiB)));
 	json_object_set_new(answer, "qemu_page_tables", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmPTE:") * KiB)));
+	if (v->cont_trouble[0])
+		json_object_set_new(answer, "trouble", json_string(v->cont_trouble));
 	json_object_set_new(answer, "pager_memory", json_integer((json_int_t)(proc_status_kib(getpid(), "RssAnon:") * KiB)));
 }
 
@@ -157,6 +159,20 @@ static json_t *harvest(struct vm_pager *v)
 	return json_pack("{s:I}", "harvested", (json_int_t)pv_engine_harvest(lp_pager_engine(v->lp)));
 }
 
+// Into a file, a byte a chunk: a VM has many.
+static json_t *ages(struct vm_pager *v)
+{
+	_cleanup_free_ uint8_t *list = malloc(v->state.nr_chunks);
+	_cleanup_close_ int fd = openat(v->rd->fd, "ages", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	int r = fd < 0 ? -errno : list ? 0 : -ENOMEM;
+
+	if (!r) {
+		pv_engine_ages(lp_pager_engine(v->lp), list);
+		r = io_write_full(fd, list, v->state.nr_chunks);
+	}
+	return r ? answer_error("the ages of its chunks cannot be written: %s", strerror(-r)) : json_object();
+}
+
 static json_t *begin_snapshot(struct vm_pager *v, const json_t *request)
 {
 	int shadow, r = vm_snapshot_begin(v, (pid_t)json_integer_value(json_object_get(request, "pid")), &shadow);
@@ -177,12 +193,14 @@ json_t *vm_commands_do(void *ctx, const char *name, const json_t *request)
 		return replace(v, request);
 	if (!strcmp(name, "set"))
 		return set(v, request);
-	if (strcmp(name, "harvest") && strncmp(name, "snapshot-", 9))
+	if (strcmp(name, "harvest") && strcmp(name, "ages") && strncmp(name, "snapshot-", 9))
 		return answer_error("unknown command");
 	if ((refusal = not_paged(v)))
 		return refusal;
 	if (!strcmp(name, "harvest"))
 		return harvest(v);
+	if (!strcmp(name, "ages"))
+		return ages(v);
 	if (!strcmp(name, "snapshot-begin"))
 		return begin_snapshot(v, request);
 	if (!strcmp(name, "snapshot-end"))

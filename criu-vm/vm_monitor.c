@@ -12,12 +12,15 @@
 #include "criu-vm/launch.h"
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
 
 #define MONITOR_TIMEOUT_MS 30000
 #define REOPEN_AFTER_MS 500
 #define MAX_VCPUS 1024
+#define FIRST_PAUSE_NS (50 * NSEC_PER_MSEC)
+#define MAX_PAUSE_NS (5 * NSEC_PER_SEC)
 #define MARK_CONT "cont" // in the file "running": was said, or is about to be
 
 enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE };
@@ -62,6 +65,8 @@ static void *open_monitor(void *arg)
 static void say_running(struct vm_pager *v)
 {
 	run_dir_mark(v->rd, "running", "");
+	v->cont_trouble[0] = 0;
+	v->committed = false; // it is like any other now
 	if (v->started)
 		return;
 	v->started = true;
@@ -74,14 +79,48 @@ void vm_monitor_cannot_start(struct vm_pager *v, const char *why)
 {
 	unlinkat(v->rd->fd, "running", 0);
 	log_err("the VM cannot start: %s", why);
+	v->given_up = true;
 	launch_send(v->launch_fd, "error the VM cannot start: %s", why);
 	lp_pager_stop(v->lp, -ECANCELED);
+}
+
+static void say_cont(struct vm_pager *v);
+
+static void cont_again(struct loop_op *op, int res)
+{
+	struct vm_pager *v = list_entry(op, struct vm_pager, cont_timer.op);
+
+	(void)res;
+	if (v->cont_due && v->qmp) // else when it is open again
+		say_cont(v);
+}
+
+// It is this host's, and nobody else may run it: whatever prevents that has to go.
+static void cont_later(struct vm_pager *v, const char *why)
+{
+	if (!v->cont_trouble[0]) {
+		log_err("the VM is this host's and cannot run: %s; it is tried again and again", why);
+		if (!v->started)
+			launch_send(v->launch_fd, "error %s", why);
+	}
+	snprintf(v->cont_trouble, sizeof v->cont_trouble, "it cannot run: %s", why);
+	v->cont_due = true;
+	v->cont_pause = !v->cont_pause ? FIRST_PAUSE_NS : v->cont_pause * 2 < MAX_PAUSE_NS ? v->cont_pause * 2 : MAX_PAUSE_NS;
+	v->cont_timer.op.done = cont_again;
+	if (!v->cont_timer.op.busy)
+		loop_timer(lp_pager_loop(v->lp), &v->cont_timer, v->cont_pause);
 }
 
 // The VM may run from now on; a pager that follows us before we know says it once more.
 static void say_cont(struct vm_pager *v)
 {
-	if (run_dir_mark(v->rd, "running", MARK_CONT) || qmp_send(v->qmp, "cont", NULL, REQUEST_CONT))
+	int r = run_dir_mark(v->rd, "running", MARK_CONT);
+
+	if (!r)
+		r = v->qmp ? qmp_send(v->qmp, "cont", NULL, REQUEST_CONT) : -EPIPE;
+	if (r && v->committed)
+		cont_later(v, "its monitor is closed");
+	else if (r)
 		vm_monitor_cannot_start(v, "its monitor is closed");
 }
 
@@ -96,6 +135,10 @@ static void reply_received(struct vm_pager *v, const struct qmp_msg *m)
 		break;
 	case REQUEST_CONT:
 		v->cont_due = false;
+		if (!m->ok && v->committed) {
+			cont_later(v, m->text);
+			break;
+		}
 		if (!m->ok && v->started) {
 			log_err("the VM does not go on: %s", m->text);
 			break;
@@ -203,6 +246,21 @@ static void recall_vcpus(struct vm_pager *v)
 	lp_pager_set_vcpus(v->lp, vcpus, nr);
 }
 
+void vm_monitor_begin(struct vm_pager *v)
+{
+	bool is_new = v->committed || !v->started;
+
+	lp_pager_release(v->lp);
+	if (v->committed)
+		vm_arrival_taps_up(v);
+	if (v->started)
+		vm_pager_fill(v);
+	if (is_new && !v->state.run)
+		say_running(v);
+	else if (is_new || v->cont_due)
+		say_cont(v);
+}
+
 static void monitor_opened(struct loop_op *op, int res)
 {
 	struct vm_pager *v = list_entry(op, struct vm_pager, opened_op);
@@ -217,7 +275,7 @@ static void monitor_opened(struct loop_op *op, int res)
 	v->qmp = m->qmp;
 	if (m->err == -ESRCH) {
 		// QEMU has ended, and so does the loop.
-	} else if (v->started && m->err) {
+	} else if ((v->started || v->committed) && m->err) {
 		log_err("QEMU's monitor does not answer; nothing can be paged out until it does");
 		qmp_close(v->qmp);
 		v->qmp = NULL;
@@ -230,17 +288,12 @@ static void monitor_opened(struct loop_op *op, int res)
 		remember_vcpus(v, m);
 		v->qmp_op.done = qmp_readable;
 		loop_poll_in(lp_pager_loop(v->lp), &v->qmp_op, qmp_fd(v->qmp));
-		lp_pager_release(v->lp);
-		if (v->started) {
+		if (m->again || v->started)
 			log_info("QEMU's monitor is open%s", m->again ? " again" : "");
-			if (v->cont_due)
-				say_cont(v);
-			vm_pager_fill(v);
-		} else if (v->state.run) {
-			say_cont(v);
-		} else {
-			say_running(v);
-		}
+		if (vm_arrival_is_pending(v))
+			launch_send(v->launch_fd, "attached");
+		else
+			vm_monitor_begin(v);
 	}
 	free(m);
 }
@@ -292,5 +345,5 @@ void vm_monitor_end(struct vm_pager *v)
 void vm_monitor_recall(struct vm_pager *v)
 {
 	recall_vcpus(v);
-	v->cont_due = cont_is_due(v);
+	v->cont_due = cont_is_due(v) || (v->committed && v->state.run);
 }

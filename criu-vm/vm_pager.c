@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
@@ -18,6 +21,7 @@
 
 #define FIRST_RETRY_NS (10 * NSEC_PER_MSEC) // the dead one's last I/O lets go of its files only just after the fence
 #define RETRY_NS NSEC_PER_SEC
+#define END_TIMEOUT_MS 10000
 
 void vm_pager_fill(struct vm_pager *v)
 {
@@ -51,14 +55,20 @@ static void launch_readable(struct loop_op *op, int res)
 	if (v->started || res < 0)
 		return;
 	n = recv(v->launch_fd, msg, sizeof msg - 1, 0);
+	if (n <= 0 && v->committed) // it is nobody's any more
+		return;
 	if (n <= 0) {
-		log_err("the restore was given up; ending the VM");
+		log_err("the %s was given up; ending the VM", v->state.arriving ? "migration" : "restore");
 		lp_pager_stop(v->lp, -ECANCELED);
 		return;
 	}
 	msg[n] = 0;
 	if (!strcmp(msg, "run") && vm_monitor_start(v, false))
 		vm_monitor_cannot_start(v, "no thread for its monitor");
+	else if (!strcmp(msg, "arrived"))
+		vm_arrival_serve(v);
+	else if (!strcmp(msg, "commit"))
+		vm_arrival_commit(v);
 	loop_poll_in(lp_pager_loop(v->lp), op, v->launch_fd);
 }
 
@@ -114,8 +124,7 @@ static int open_images(struct vm_pager *v)
 	return -ESTALE;
 }
 
-// May be tried again after an error.
-static int start_paging(struct vm_pager *v)
+int vm_pager_start_paging(struct vm_pager *v)
 {
 	struct lp_paging paging;
 	int r = vm_pager_open_swap(v);
@@ -125,7 +134,7 @@ static int start_paging(struct vm_pager *v)
 	if (r)
 		return r;
 	paging = (struct lp_paging){ .plant = &v->plant, .blocks = v->blocks, .nr_blocks = v->state.nr_blocks, .pages = v->pages,
-				     .swap = &v->swap, .images = v->images, .budget = v->state.budget };
+				     .swap = &v->swap, .images = v->images, .budget = v->state.budget, .exact = vm_arrival_is_pending(v) };
 	return lp_pager_start(v->lp, &paging);
 }
 
@@ -141,15 +150,15 @@ static int attach_paging(struct vm_pager *v)
 		return r;
 	vm_snapshot_of_the_dead(v);
 	r = lp_pager_fence(v->lp, v->io_fd, s->io_entries);
-	if (r)
+	if (r || vm_arrival_is_pending(v))
 		return r;
-	r = start_paging(v);
+	r = vm_pager_start_paging(v);
 	// A VM that runs is not given up because a disk is away.
 	for (uint64_t ns = FIRST_RETRY_NS; r && v->launch_fd < 0 && r != -ESRCH && r != VM_PAGER_REPLACED; ns *= 2) {
 		snprintf(v->waits_for, sizeof v->waits_for, "%s", log_last_error());
 		r = lp_pager_wait(v->lp, ns < RETRY_NS ? ns : RETRY_NS, v->waits_for);
 		if (!r)
-			r = start_paging(v);
+			r = vm_pager_start_paging(v);
 	}
 	return r;
 }
@@ -169,6 +178,9 @@ static int attach(struct vm_pager *v)
 		log_err("cannot watch QEMU, pid %d", v->state.qemu);
 		return -EMFILE;
 	}
+	r = vm_arrival_recall(v);
+	if (r)
+		return r;
 	v->control_fd = r = run_dir_listen(v->rd, "control.sock");
 	if (r < 0)
 		return r;
@@ -219,7 +231,10 @@ static int serve(struct vm_pager *v)
 		v->launch_op.done = launch_readable;
 		loop_poll_in(lp_pager_loop(v->lp), &v->launch_op, v->launch_fd);
 		launch_send(v->launch_fd, "pager %d", getpid());
-		launch_send(v->launch_fd, "serving");
+		if (!vm_arrival_is_pending(v))
+			launch_send(v->launch_fd, "serving");
+		else if (vm_monitor_start(v, false)) // once it is open: "attached"
+			vm_monitor_cannot_start(v, "no thread for its monitor");
 	} else {
 		vm_monitor_recall(v);
 		log_info("serves VM '%s', whose QEMU is pid %d, from here on", v->rd->name, v->state.qemu);
@@ -240,6 +255,15 @@ static void note_end(const struct vm_pager *v)
 		run_dir_mark(v->rd, "status", text);
 }
 
+// A VM that was given up ends with its supervisor's help; without that, here. Whoever buries it waits until it has.
+static int end_given_up(const struct vm_pager *v)
+{
+	if (v->qemu_pidfd < 0 || run_dir_is_held(v->rd, "supervisor"))
+		return -ECANCELED;
+	syscall(SYS_pidfd_send_signal, v->qemu_pidfd, SIGKILL, NULL, 0);
+	return poll(&(struct pollfd){ .fd = v->qemu_pidfd, .events = POLLIN }, 1, END_TIMEOUT_MS) > 0 ? -ESRCH : -ECANCELED;
+}
+
 int vm_pager_run(struct run_dir *rd, int launch_fd)
 {
 	struct vm_pager v = { .rd = rd, .qemu_pidfd = -1, .control_fd = -1, .launch_fd = launch_fd, .started = launch_fd < 0, .io_fd = -1,
@@ -252,14 +276,16 @@ int vm_pager_run(struct run_dir *rd, int launch_fd)
 		launch_send(launch_fd, "error the pager cannot attach: %s", log_last_error());
 	else if (!r)
 		r = serve(&v);
+	if (r == -ECANCELED)
+		r = end_given_up(&v);
 	if (r == -ESRCH)
 		r = 0;
 	if (!r)
 		note_end(&v);
-	if (!r && launch_fd >= 0 && !v.started)
+	if (!r && launch_fd >= 0 && !v.started && !v.committed)
 		launch_send(launch_fd, "error QEMU has ended; its output is in %s", v.state.log ? v.state.log : "the log");
 	if (r < 0)
-		log_err("the pager gives up%s", launch_fd < 0 || v.started ? "; the guest waits for another one" : "");
+		log_err("the pager gives up%s", launch_fd < 0 || v.started || v.committed ? "; the guest waits for another one" : "");
 	detach(&v);
 	return r < 0 ? CMD_FAILED : r;
 }

@@ -5,6 +5,7 @@
 //   vm_monitor.c   QEMU's monitor: drains, cont, what QEMU tells
 //   vm_commands.c  what clients ask for: stat, set, replace, harvest
 //   vm_snapshot.c  a snapshot that a client asked for
+//   vm_arrival.c   a VM that comes from another host: when pages are looked at, when it is this host's
 #pragma once
 #include <stdbool.h>
 
@@ -31,15 +32,22 @@ struct vm_pager {
 	struct loop_op launch_op, qmp_op, opened_op;
 	int opened[2];   // a byte when the monitor thread is done
 	bool started;    // the VM is its own
+	bool committed;  // it came from another host, is this one's by the record, and has not run here yet: that has to be, however long it takes
+	bool given_up;   // whoever starts the VM was told that it will not run; so it must not, whatever else is asked
 	bool guest_runs, draining;
 	struct vm_snapshot *snapshot; // NULL: there is none
-	bool cont_due; // nobody knows whether the last pager has said it
+	bool cont_due; // nobody knows whether the last pager has said it; or it has to be said again
+	struct loop_timer cont_timer; // until it is
+	uint64_t cont_pause;
+	char cont_trouble[256];
 	char waits_for[256];
 };
 
 // vm_pager.c
 // The swap image that the state names, if it is not open.
 int vm_pager_open_swap(struct vm_pager *v);
+// Looks at the page table, and serves. May be tried again after an error.
+int vm_pager_start_paging(struct vm_pager *v);
 // What is left in the images comes in the background, if that was asked for.
 void vm_pager_fill(struct vm_pager *v);
 
@@ -51,8 +59,22 @@ void vm_monitor_end(struct vm_pager *v);
 void vm_monitor_recall(struct vm_pager *v);
 // lp_opts.drain
 void vm_monitor_drain(void *ctx);
-// The VM cannot be started; the restore is told.
+// The VM cannot be started; the restore is told. Not of one that is committed.
 void vm_monitor_cannot_start(struct vm_pager *v, const char *why);
+// Page-out begins, and the VM, if it is to run. The monitor is open.
+void vm_monitor_begin(struct vm_pager *v);
+
+// vm_arrival.c
+// It arrives, and is not this host's yet.
+bool vm_arrival_is_pending(const struct vm_pager *v);
+// For a pager that follows another, before it attaches: is the VM this host's? -ECANCELED, logged: it is not.
+int vm_arrival_recall(struct vm_pager *v);
+// All pages are in their places.
+void vm_arrival_serve(struct vm_pager *v);
+// The source has said so: makes the record, and then the VM runs. Blocks on the disk.
+void vm_arrival_commit(struct vm_pager *v);
+// Its network interfaces begin to work. Logs.
+void vm_arrival_taps_up(const struct vm_pager *v);
 
 // vm_snapshot.c
 // *shadow: our descriptor. -EBUSY: there is one; -ESRCH: no such process; or -errno. Silent.

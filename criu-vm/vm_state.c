@@ -29,16 +29,20 @@ static const struct field {
 	const char *name;
 	enum field_type type;
 	size_t at; // in struct vm_state
+	bool added; // an earlier version did not write it
 } fields[] = {
-#define FIELD(name, type) { #name, type, offsetof(struct vm_state, name) }
-	{ "cgroup", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V2]) },
-	{ "cgroup_v1_memory", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V1_MEMORY]) },
-	{ "scope", STRING, offsetof(struct vm_state, cgroup.scope) },
+#define FIELD(name, type) { #name, type, offsetof(struct vm_state, name), false }
+#define ADDED(name, type) { #name, type, offsetof(struct vm_state, name), true }
+	{ "cgroup", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V2]), false },
+	{ "cgroup_v1_memory", STRING, offsetof(struct vm_state, cgroup.path[CGROUP_V1_MEMORY]), false },
+	{ "scope", STRING, offsetof(struct vm_state, cgroup.scope), false },
 	FIELD(qemu, INT),	  FIELD(qemu_start, U64),   FIELD(run, BOOL),	       FIELD(paging, BOOL),	 FIELD(target_uffd, INT),
 	FIELD(target_ring, INT),  FIELD(ring_entries, UNSIGNED), FIELD(target_io, INT), FIELD(io_entries, UNSIGNED), FIELD(budget, U64),
 	FIELD(ram, U64),	  FIELD(nr_chunks, U64),    FIELD(swap_path, STRING),  FIELD(swap_sparse, BOOL), FIELD(swap_token, STRING),
 	FIELD(images, STRING),    FIELD(images_id, U64),     FIELD(fill, BOOL),	 FIELD(log, STRING),
+	ADDED(arriving, BOOL),	  ADDED(taps, STRING),
 #undef FIELD
+#undef ADDED
 };
 
 static json_t *field_to_json(const struct vm_state *s, const struct field *f)
@@ -63,6 +67,8 @@ static int field_from_json(struct vm_state *s, const struct field *f, const json
 {
 	char *at = (char *)s + f->at;
 
+	if (!j && f->added)
+		return 0;
 	if (f->type == BOOL ? !json_is_boolean(j) : f->type == STRING ? !json_is_string(j) && !json_is_null(j) : !json_is_integer(j))
 		return -EPROTO;
 	switch (f->type) {
@@ -188,6 +194,7 @@ void vm_state_fini(struct vm_state *s)
 	free(s->swap_token);
 	free(s->images);
 	free(s->log);
+	free(s->taps);
 	free(s->blocks);
 	cgroup_fini(&s->cgroup);
 	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };

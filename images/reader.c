@@ -14,7 +14,7 @@
 #include "images/format.h"
 #include "images/inventory_int.h"
 #include "images/pagemap_int.h"
-#include "images/valid_int.h"
+#include "images/valid.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
 #include "util/log.h"

@@ -13,7 +13,7 @@
 #include "images/frame_int.h"
 #include "images/stream.h"
 #include "images/stream_int.h"
-#include "images/valid_int.h"
+#include "images/valid.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
 #include "util/log.h"

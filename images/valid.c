@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "images/valid_int.h"
+#include "images/valid.h"
 
 #include <string.h>
 
@@ -55,12 +55,10 @@ static const char *small_block_fault(const SmallBlockEntry *b)
 	return NULL;
 }
 
-const char *img_device_state_fault(const DeviceStateEntry *ds)
+const char *img_small_blocks_fault(const DeviceStateEntry *ds)
 {
 	const char *fault = NULL;
 
-	if (!ds->stream.len)
-		return "no device-state stream";
 	if (ds->n_blocks > IMG_SMALL_BLOCKS_MAX)
 		return "too many small blocks";
 	for (size_t i = 0; i < ds->n_blocks && !fault; i++) {
@@ -70,4 +68,9 @@ const char *img_device_state_fault(const DeviceStateEntry *ds)
 				fault = "two small blocks of one name";
 	}
 	return fault;
+}
+
+const char *img_device_state_fault(const DeviceStateEntry *ds)
+{
+	return ds->stream.len ? img_small_blocks_fault(ds) : "no device-state stream";
 }

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "images/inventory_int.h"
-#include "images/valid_int.h"
+#include "images/valid.h"
 #include "images/writer_int.h"
 #include "util/cleanup.h"
 #include "util/log.h"

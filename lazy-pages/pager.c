@@ -215,7 +215,7 @@ static int new_engine(struct lp_pager *p)
 		r = mm_pagemap_open(p->o.qemu, &p->pagemap);
 	if (!r && p->paging.images)
 		r = lp_image_source_new(&p->loop, p->paging.images, &p->source);
-	if (!r)
+	if (!r && !p->paging.exact)
 		r = lp_settle(p->paging.plant, p->zapper, p->pagemap, p->paging.blocks, p->paging.nr_blocks, p->paging.pages, p->o.qemu_pidfd);
 	if (r)
 		return r;

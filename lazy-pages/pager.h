@@ -45,6 +45,7 @@ struct lp_paging {
 	const struct pv_swap *swap;
 	const struct img_dir *images; // page source, NULL if no page has the home SOURCE
 	uint64_t budget;              // bytes
+	bool exact;                   // the page table is right, by who made it and has ended properly; nothing of guest RAM was ever mapped
 };
 
 // A pager that answers on its control socket and sees QEMU end, and pages nothing yet. All that opts points to must outlive

@@ -390,3 +390,13 @@ void pv_tick(struct pv_engine *e)
 	e->active = false;
 	pv_fill_tick(e);
 }
+
+void pv_engine_ages(const struct pv_engine *e, uint8_t *ages)
+{
+	for (uint64_t i = 0; i < e->nr_chunks; i++) {
+		const struct pv_chunk *c = &e->chunks[i];
+		unsigned index = c->queued ? pv_queues_index(&e->queues, c) : PV_NR_QUEUES - 1; // on none: I/O is in flight
+
+		ages[i] = c->state == PV_ABSENT ? 0 : (uint8_t)(1 + index * 254 / (PV_NR_QUEUES - 1));
+	}
+}

@@ -152,4 +152,7 @@ void pv_fill_begin(struct pv_engine *e);
 // It takes 1-2 ms for each GiB that is in memory, faults wait so long.
 uint64_t pv_engine_harvest(struct pv_engine *e);
 
+// How recently each chunk was used, a byte a chunk: 0 nothing of it is in memory, else 1 (long ago) to 255 (just now), by its queue.
+void pv_engine_ages(const struct pv_engine *e, uint8_t *ages);
+
 void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s);

@@ -9,33 +9,62 @@
 //                        +-- the rest ---------------> swap image     home SWAP
 //   page of zeros -------------------------------------- nowhere      home ZERO
 //
-// Nothing is paged in or out. The decision is made once a chunk; what comes again goes where the first copy went, unless it
-// has outgrown the budget.
+// Nothing is paged in or out. The decision is made once a chunk: by a plan, the hottest chunks to memory, or without one as
+// they come, until memory is full. A page that comes again goes where its last copy is:
+//
+//   it is in memory              memory
+//   it is wanted there (to_ram)  memory, from a reserve kept for that; what the swap image has of it is stale
+//   it is in swap                swap
+//   it is empty                  where its chunk goes. If that is memory and it has outgrown the budget: what does not fit, to swap
+//
+// Room. Each page of the budget is at every moment either filled, or promised to a chunk by the plan, or in the reserve, or
+// free for all. What a chunk does not need of its promise, since it has turned out to be zero, becomes free.
+//
+// Several threads may place at once, each with a placer and a loop of its own, but never the same chunk.
 #pragma once
 #include <stdint.h>
 
 #include "pvmem/engine.h"
 #include "util/loop.h"
 
-struct pv_placer {
-	struct loop *loop;
+// Where what appears in a chunk goes. UNDECIDED: to memory, if there is room for all that comes of it first.
+enum pv_place { PV_PLACE_UNDECIDED, PV_PLACE_RAM, PV_PLACE_SWAP };
+
+// Shared by all threads that place.
+struct pv_placement {
 	const struct pv_swap *swap; // may be PV_SWAP_NONE when all fits
 	const struct pv_block *blocks;
 	size_t nr_blocks;
 	struct pv_pages *pages;
-	uint64_t ram_left; // pages of RAM that may still be filled
-	uint64_t nr_ram, nr_swap; // pages placed
-	uint64_t *in_ram, *decided; // a bit a chunk
+	struct pv_chunk_place {
+		uint16_t promised; // pages of memory that are kept for it
+		uint8_t place;     // enum pv_place
+	} *chunks;
+	uint64_t nr_chunks;
+	uint64_t ram;              // pages of memory that may be filled, all in all
+	uint64_t ram_left;         // of these, neither filled nor promised nor in the reserve; atomic
+	uint64_t reserve_left;     // pages of memory for to_ram only; atomic
+	uint64_t nr_ram, nr_swap;  // pages placed, those that came again too; atomic
 };
 
-// One chunk on its way to its place. The caller fills in the first part, and owns all of it again in done().
+// One a thread: what it places with.
+struct pv_placer {
+	struct pv_placement *placement;
+	struct loop *loop; // its own, for writes to the swap image
+};
+
+// Pages of a chunk on their way to their place. The caller fills in the first part, and owns all of it again in done().
+// No two placings of a chunk may be under way: the caller waits for done().
 struct pv_placing {
 	uint64_t chunk;
-	uint64_t present[PV_WORDS]; // the pages that have content; the others of the chunk become empty
+	uint64_t touched[PV_WORDS]; // the pages that this is about; all others of the chunk stay as they are
+	uint64_t present[PV_WORDS]; // of these, those that have content; the others become empty
+	bool to_ram;                // those that have content are wanted in memory
 	char *packed;               // their content in order, page-aligned
 	void (*done)(struct pv_placing *p, int err);
 	// The placer's.
 	struct pv_placer *placer;
+	uint64_t to_swap[PV_WORDS];
 	struct pv_placing_write {
 		struct loop_op op;
 		struct pv_placing *placing;
@@ -45,9 +74,17 @@ struct pv_placing {
 	int err;
 };
 
-// ram: bytes that may be placed in memory. What the first parameters point to must outlive the placer. -ENOMEM.
-int pv_placer_init(struct pv_placer *pl, struct loop *l, const struct pv_swap *swap, const struct pv_block *blocks, size_t nr_blocks,
-		   struct pv_pages *pages, uint64_t nr_chunks, uint64_t ram);
-void pv_placer_fini(struct pv_placer *pl);
-// Calls p->done(), from within when nothing has to be written.
+// ram: bytes that may be placed in memory. All pages must be empty (home ZERO). What the parameters point to must outlive
+// the placement. -ENOMEM.
+int pv_placement_init(struct pv_placement *pm, const struct pv_swap *swap, const struct pv_block *blocks, size_t nr_blocks,
+		      struct pv_pages *pages, uint64_t nr_chunks, uint64_t ram);
+void pv_placement_fini(struct pv_placement *pm); // accepts a zeroed one
+// Decides for all chunks, before anything is placed. hotness: 3 bytes a chunk: how hot it is (255: most), and how many pages of it have
+// content (little-endian). Of equally hot ones the first go to memory. A chunk without pages stays undecided. When all of guest RAM
+// fits there is nothing to decide. -EBADMSG: of another number of chunks, or more pages than a chunk has. Silent.
+int pv_placement_plan(struct pv_placement *pm, const uint8_t *hotness, uint64_t nr_chunks);
+// How many pages the block has of this chunk, which one of its blocks has.
+unsigned pv_placement_chunk_pages(const struct pv_placement *pm, uint64_t chunk);
+
+// Calls p->done(), from within when nothing has to be written to the swap image. Blocks for as long as copying to memory takes.
 void pv_place(struct pv_placer *pl, struct pv_placing *p);

@@ -31,7 +31,8 @@ static bool vm_name_ok(const char *s)
 // As the kernel's dev_valid_name().
 static bool ifname_ok(const char *s)
 {
-	return text_ok(s, IFNAMSIZ - 1) && !strpbrk(s, "/: ") && strcmp(s, ".") && strcmp(s, "..");
+	return text_ok(s, IFNAMSIZ - 1) && !strpbrk(s, "/: ") && strcmp(s, ".") && strcmp(s, "..") &&
+	       strcmp(s, "all") && strcmp(s, "default"); // which stand for every interface of a host
 }
 
 static const char *hello_fault(const void *msg)

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Chunks that are placed directly: into memory while there is room, the rest into swap.
+// Chunks that are placed directly: into memory while there is room, or by plan, the rest into swap.
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "pvmem/place.h"
@@ -19,96 +17,7 @@
 #define FIRST_BLOCK 7 // chunks; the last of them has SHORT pages only
 #define SHORT 100
 #define RAM_PAGES (4 * PV_CHUNK_PAGES + 10)
-#define NR_PAGES (CHUNKS * PV_CHUNK_PAGES)
-
-static char dir[] = "/var/tmp/criu-vm-test.XXXXXX"; // not in memory
-static char swap_path[sizeof dir + 8];
-
-// Once for all tests; each may find the file of one that failed.
-static void make_dir(void)
-{
-	if (!mkdtemp(dir))
-		abort();
-	snprintf(swap_path, sizeof swap_path, "%s/swap", dir);
-}
-
-static void remove_file(void)
-{
-	unlink(swap_path);
-}
-
-static void remove_dir(void)
-{
-	remove_file();
-	rmdir(dir);
-}
-
-// A VM's memory that comes from somewhere.
-struct target {
-	struct loop loop;
-	struct pv_swap swap;
-	struct pv_block block[2];
-	struct pv_pages pages[CHUNKS];
-	struct pv_placer placer;
-	unsigned version[NR_PAGES]; // what was placed last; 0: nothing
-};
-
-static void target_init(struct target *t, uint64_t ram_pages, bool swap)
-{
-	*t = (struct target){ .swap = PV_SWAP_NONE };
-	ck_assert_int_eq(loop_init(&t->loop, 16), 0);
-	if (swap)
-		ck_assert_int_eq(pv_swap_create(swap_path, CHUNKS * PV_CHUNK_SIZE, true, &t->swap), 0);
-	for (size_t i = 0; i < 2; i++) {
-		struct pv_block *b = &t->block[i];
-
-		b->off = i * FIRST_BLOCK * PV_CHUNK_SIZE;
-		b->len = i ? (CHUNKS - FIRST_BLOCK) * PV_CHUNK_SIZE : (FIRST_BLOCK - 1) * PV_CHUNK_SIZE + SHORT * PAGE_SIZE;
-		b->memfd = memfd_create("target", MFD_CLOEXEC);
-		ck_assert(b->memfd >= 0 && !ftruncate(b->memfd, (off_t)b->len));
-		b->map = mmap(NULL, b->len, PROT_READ | PROT_WRITE, MAP_SHARED, b->memfd, 0);
-		ck_assert_ptr_ne(b->map, MAP_FAILED);
-	}
-	for (size_t i = 0; i < NR_PAGES; i++)
-		pv_page_set_home(&t->pages[i / PV_CHUNK_PAGES], i % PV_CHUNK_PAGES, PV_HOME_ZERO);
-	ck_assert_int_eq(pv_placer_init(&t->placer, &t->loop, &t->swap, t->block, 2, t->pages, CHUNKS, ram_pages * PAGE_SIZE), 0);
-}
-
-static void target_fini(struct target *t)
-{
-	loop_fini(&t->loop);
-	pv_placer_fini(&t->placer);
-	pv_swap_destroy(&t->swap);
-	for (size_t i = 0; i < 2; i++) {
-		munmap(t->block[i].map, t->block[i].len);
-		close(t->block[i].memfd);
-	}
-}
-
-static uint64_t memory_pages(const struct target *t)
-{
-	uint64_t sum = 0;
-	struct stat st;
-
-	for (size_t i = 0; i < 2; i++) {
-		ck_assert_int_eq(fstat(t->block[i].memfd, &st), 0);
-		sum += (uint64_t)st.st_blocks * 512 / PAGE_SIZE;
-	}
-	return sum;
-}
-
-static unsigned chunk_pages(uint64_t chunk)
-{
-	return chunk == FIRST_BLOCK - 1 ? SHORT : PV_CHUNK_PAGES;
-}
-
-static void fill(void *at, size_t page, unsigned version)
-{
-	uint64_t *w = at;
-
-	for (size_t i = 0; i < PAGE_SIZE / 8; i++)
-		w[i] = version ? page << 32 | version << 16 | i : 0;
-}
+#include "tests/unit/place_target.h"
 
 struct arrival {
 	struct pv_placing p;
@@ -126,24 +35,41 @@ static void arrived(struct pv_placing *p, int err)
 	free(p->packed);
 }
 
-// A new version of the pages of a chunk for which coin() says so.
-static void arrive(struct target *t, struct arrival *a, uint64_t chunk, bool (*coin)(unsigned page))
+static unsigned next_version(void)
 {
-	static unsigned version;
+	static _Atomic unsigned version;
+
+	return ++version;
+}
+
+// A new version of those of the touched pages of a chunk for which present() says so; the others become empty.
+static void arrive_of(struct target *t, struct pv_placer *pl, struct arrival *a, uint64_t chunk, bool to_ram,
+		      bool (*touched)(unsigned page), bool (*present)(unsigned page))
+{
+	unsigned version = next_version();
 	size_t n = 0;
 
-	*a = (struct arrival){ .p = { .chunk = chunk, .packed = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE), .done = arrived } };
-	version++;
+	*a = (struct arrival){ .p = { .chunk = chunk, .to_ram = to_ram, .packed = aligned_alloc(PAGE_SIZE, PV_CHUNK_SIZE), .done = arrived } };
 	for (unsigned i = 0; i < chunk_pages(chunk); i++) {
 		size_t page = chunk * PV_CHUNK_PAGES + i;
 
-		t->version[page] = coin(i) ? version : 0;
+		if (!touched(i))
+			continue;
+		bitmap_set(a->p.touched, i);
+		t->version[page] = present(i) ? version : 0;
 		if (!t->version[page])
 			continue;
 		bitmap_set(a->p.present, i);
 		fill(a->p.packed + n++ * PAGE_SIZE, page, version);
 	}
-	pv_place(&t->placer, &a->p);
+	pv_place(pl, &a->p);
+}
+
+static bool all(unsigned page);
+
+static void arrive(struct target *t, struct arrival *a, uint64_t chunk, bool (*present)(unsigned page))
+{
+	arrive_of(t, &t->placer, a, chunk, false, all, present);
 }
 
 static int finish(struct target *t, const struct arrival *a)
@@ -176,40 +102,19 @@ static bool none(unsigned page)
 	return false;
 }
 
-// Every page is where the table says, with the content that came last, the whole chunk in one place.
-static void verify(const struct target *t)
+static bool half(unsigned page)
 {
-	char *want = aligned_alloc(PAGE_SIZE, PAGE_SIZE), *got = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
-	uint64_t ram = 0, swap = 0;
+	return page & 1;
+}
 
-	for (size_t i = 0; i < NR_PAGES; i++) {
-		const struct pv_pages *p = &t->pages[i / PV_CHUNK_PAGES];
-		unsigned page = i % PV_CHUNK_PAGES;
-		enum pv_home home = pv_page_home(p, page);
-		bool valid = bitmap_test(p->valid, page), in_ram = bitmap_test(t->placer.in_ram, i / PV_CHUNK_PAGES);
-		const struct pv_block *b = &t->block[i >= FIRST_BLOCK * PV_CHUNK_PAGES];
+// All of what a chunk has is in one place.
+static bool is_in_ram(const struct target *t, uint64_t chunk)
+{
+	uint64_t valid = bitmap_count(t->pages[chunk].valid, PV_CHUNK_PAGES), swapped[PV_WORDS];
 
-		if (!t->version[i]) {
-			ck_assert(!valid && home == PV_HOME_ZERO);
-			continue;
-		}
-		fill(want, i, t->version[i]);
-		if (in_ram) {
-			ck_assert(valid && home == PV_HOME_NONE);
-			memcpy(got, b->map + (i * PAGE_SIZE - b->off), PAGE_SIZE);
-		} else {
-			ck_assert(!valid && home == PV_HOME_SWAP);
-			ck_assert_int_eq(pread(t->swap.fd, got, PAGE_SIZE, (off_t)(i * PAGE_SIZE)), PAGE_SIZE);
-		}
-		ck_assert_mem_eq(got, want, PAGE_SIZE);
-		*(in_ram ? &ram : &swap) += 1;
-	}
-	for (size_t i = 0; i < CHUNKS; i++)
-		ck_assert(pv_pages_sane(&t->pages[i]));
-	ck_assert_uint_eq(t->placer.nr_ram, ram);
-	ck_assert_uint_eq(t->placer.nr_swap, swap);
-	free(want);
-	free(got);
+	pv_pages_of_home(&t->pages[chunk], PV_HOME_SWAP, swapped);
+	ck_assert(!valid || bitmap_empty(swapped, PV_CHUNK_PAGES));
+	return valid;
 }
 
 START_TEST(placement)
@@ -224,9 +129,11 @@ START_TEST(placement)
 	for (uint64_t i = 0; i < CHUNKS; i++)
 		ck_assert_int_eq(finish(&t, &a[i]), 0);
 	verify(&t);
-	ck_assert_uint_gt(t.placer.nr_ram, RAM_PAGES - PV_CHUNK_PAGES); // filled as far as whole chunks go
-	ck_assert_uint_le(t.placer.nr_ram, RAM_PAGES);
-	ck_assert_uint_eq(memory_pages(&t), t.placer.nr_ram);
+	for (uint64_t i = 0; i < CHUNKS; i++)
+		is_in_ram(&t, i);
+	ck_assert_uint_gt(nr_valid(&t), RAM_PAGES - PV_CHUNK_PAGES); // filled as far as whole chunks go
+	ck_assert_uint_eq(t.placement.nr_ram, nr_valid(&t));
+	ck_assert_uint_eq(t.placement.nr_swap, nr_not_empty(&t) - nr_valid(&t));
 	target_fini(&t);
 }
 END_TEST
@@ -245,42 +152,37 @@ START_TEST(no_room_at_all)
 }
 END_TEST
 
-// What comes again goes where the first copy went, and the limit holds, however the number of pages changes.
+// What comes again, in whole or in part, goes where its last copy is, and the limit holds, however the number of pages changes.
 START_TEST(again)
 {
-	static bool (*const coin[])(unsigned page) = { often, all, one, none };
-	static uint64_t in_ram[1];
+	static bool (*const coin[])(unsigned page) = { often, all, one, none, half };
+	static bool before[NR_PAGES], swapped[NR_PAGES];
 	static struct arrival a;
 	static struct target t;
 
 	srand(6);
 	target_init(&t, RAM_PAGES, true);
-	for (uint64_t i = 0; i < CHUNKS; i++) {
-		arrive(&t, &a, i, all);
-		ck_assert_int_eq(finish(&t, &a), 0);
-	}
-	in_ram[0] = t.placer.in_ram[0];
-	for (unsigned i = 0; i < 60; i++) {
-		arrive(&t, &a, (uint64_t)rand() % CHUNKS, coin[rand() % 4]);
-		ck_assert_int_eq(finish(&t, &a), 0);
-		ck_assert_uint_eq(t.placer.in_ram[0], in_ram[0]);
-	}
-	for (uint64_t i = 0; i < CHUNKS; i++) {
-		arrive(&t, &a, i, often);
-		ck_assert_int_eq(finish(&t, &a), 0);
-	}
-	for (size_t i = 0; i < NR_PAGES; i++) {
-		const struct pv_pages *p = &t.pages[i / PV_CHUNK_PAGES];
+	for (unsigned i = 0; i < 200; i++) {
+		uint64_t chunk = (uint64_t)rand() % CHUNKS;
 
-		if (t.version[i])
-			ck_assert_int_eq(bitmap_test(p->valid, i % PV_CHUNK_PAGES), bitmap_test(in_ram, i / PV_CHUNK_PAGES));
+		for (size_t n = 0; n < NR_PAGES; n++) {
+			before[n] = is_valid(&t, n);
+			swapped[n] = t.version[n] && !before[n];
+		}
+		arrive_of(&t, &t.placer, &a, chunk, false, coin[rand() % 5], coin[rand() % 5]);
+		ck_assert_int_eq(finish(&t, &a), 0);
+		for (size_t n = 0; n < NR_PAGES; n++) {
+			if ((before[n] && t.version[n] && !is_valid(&t, n)) || (swapped[n] && is_valid(&t, n)))
+				ck_abort_msg("page %zu has moved", n);
+		}
+		verify_room(&t);
 	}
-	ck_assert_uint_le(memory_pages(&t), RAM_PAGES);
+	verify(&t);
 	target_fini(&t);
 }
 END_TEST
 
-// A chunk that grows when it comes again must not break the limit.
+// A chunk that grows when it comes again: only what does not fit goes to swap.
 START_TEST(growing)
 {
 	static struct arrival a;
@@ -292,7 +194,10 @@ START_TEST(growing)
 			arrive(&t, &a, i, round ? all : one);
 			ck_assert_int_eq(finish(&t, &a), 0);
 		}
-	ck_assert_uint_le(memory_pages(&t), RAM_PAGES);
+	verify(&t);
+	ck_assert_uint_eq(nr_valid(&t), RAM_PAGES);
+	for (uint64_t i = 0; i < CHUNKS; i++)
+		ck_assert(bitmap_test(t.pages[i].valid, 50)); // what was in memory is
 	target_fini(&t);
 }
 END_TEST
@@ -359,9 +264,249 @@ START_TEST(write_errors)
 		arrive(&t, &a[i], i, often);
 		ck_assert_int_eq(finish(&t, &a[i]), 0);
 	}
-	t.placer.nr_swap = 0; // the first three were placed twice
-	for (size_t i = 0; i < NR_PAGES; i++)
-		t.placer.nr_swap += t.version[i] != 0;
+	verify(&t);
+	target_fini(&t);
+}
+END_TEST
+
+struct heat {
+	uint8_t hot;
+	unsigned pages;
+};
+
+static int plan(struct target *t, const struct heat heat[CHUNKS], uint64_t nr)
+{
+	uint8_t text[(CHUNKS + 1) * 3] = { 0 };
+
+	for (size_t i = 0; i < CHUNKS; i++) {
+		text[3 * i] = heat[i].hot;
+		text[3 * i + 1] = (uint8_t)heat[i].pages;
+		text[3 * i + 2] = (uint8_t)(heat[i].pages >> 8);
+	}
+	return pv_placement_plan(&t->placement, text, nr);
+}
+
+static bool first_hundred(unsigned page)
+{
+	return page < 100;
+}
+
+// RAM_PAGES less the reserve is three chunks and 10 pages.
+static const struct heat some[CHUNKS] = { [0] = { 7, 256 },  [1] = { 7, 256 }, [2] = { 0, 256 }, [3] = { 255, 100 }, [4] = { 0, 0 },
+					  [5] = { 7, 256 },  [6] = { 7, 100 }, [7] = { 6, 5 },	 [8] = { 8, 256 },   [9] = { 255, 0 },
+					  [10] = { 0, 256 }, [11] = { 1, 256 } };
+#define BY_PLAN (1U << 0 | 1U << 3 | 1U << 6 | 1U << 8) // 256 + 100 + 100 + 256 = 712; another 256 do not fit
+
+// The hottest go to memory, of the equally hot ones the first that fit, in whatever order they come, and whatever comes besides.
+START_TEST(by_plan)
+{
+	static const uint64_t order[] = { 11, 4, 9, 10, 2, 7, 1, 5, 8, 6, 3, 0 };
+	static struct arrival a[CHUNKS];
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, some, CHUNKS), 0);
+	ck_assert_uint_eq(t.placement.reserve_left, MiB / PAGE_SIZE);
+	verify_room(&t);
+	for (size_t i = 0; i < CHUNKS; i++) // 4 and 9 were said to be empty: they take what is left, 10 + 56 pages
+		arrive(&t, &a[i], order[i], order[i] == 4 || order[i] == 9 ? one : some[order[i]].pages == 256 ? all : first_hundred);
+	for (size_t i = 0; i < CHUNKS; i++)
+		ck_assert_int_eq(finish(&t, &a[i]), 0);
+	verify(&t);
+	for (uint64_t i = 0; i < CHUNKS; i++)
+		ck_assert_int_eq(is_in_ram(&t, i), i == 4 || i == 9 || BY_PLAN >> i & 1);
+	target_fini(&t);
+}
+END_TEST
+
+// Chunks in memory that have more pages than they said: that much goes to swap, and none of what was promised to others is taken.
+START_TEST(more_than_said)
+{
+	static const struct heat heat[CHUNKS] = { [0] = { 1, 1 }, [1] = { 1, 1 }, [2] = { 1, 255 }, [3] = { 1, 255 }, [4] = { 1, 255 } };
+	static struct arrival a;
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), 0);
+	for (uint64_t i = 0; i < 5; i++) {
+		arrive(&t, &a, i, all);
+		ck_assert_int_eq(finish(&t, &a), 0);
+		verify_room(&t);
+	}
+	verify(&t);
+	ck_assert_uint_eq(bitmap_count(t.pages[0].valid, PV_CHUNK_PAGES), 1 + 11); // 778 - 767 are left for all
+	ck_assert_uint_eq(bitmap_count(t.pages[1].valid, PV_CHUNK_PAGES), 1);
+	for (uint64_t i = 2; i < 5; i++)
+		ck_assert_uint_eq(bitmap_count(t.pages[i].valid, PV_CHUNK_PAGES), 255);
+	ck_assert_uint_eq(nr_valid(&t), RAM_PAGES - MiB / PAGE_SIZE);
+	target_fini(&t);
+}
+END_TEST
+
+// What was promised to pages that turn out to be zero is free for others.
+START_TEST(less_than_said)
+{
+	static const struct heat heat[CHUNKS] = { [0] = { 1, 256 }, [1] = { 1, 256 }, [2] = { 1, 256 } };
+	static struct arrival a;
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), 0);
+	ck_assert_uint_eq(t.placement.ram_left, 10);
+	arrive_of(&t, &t.placer, &a, 0, false, first_hundred, half);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert_uint_eq(t.placement.ram_left, 60);
+	verify(&t);
+	arrive(&t, &a, 5, first_hundred); // said to be empty; not all of it fits
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert(!is_in_ram(&t, 5));
+	ck_assert_uint_eq(t.placement.ram_left, 60);
+	arrive_of(&t, &t.placer, &a, 6, false, first_hundred, half);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert(is_in_ram(&t, 6));
+	verify(&t);
+	target_fini(&t);
+}
+END_TEST
+
+START_TEST(bad_plan)
+{
+	struct heat heat[CHUNKS];
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	memcpy(heat, some, sizeof heat);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS - 1), -EBADMSG);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS + 1), -EBADMSG);
+	heat[5].pages = 257;
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), -EBADMSG);
+	heat[5].pages = 256;
+	heat[FIRST_BLOCK - 1].pages = SHORT + 1;
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), -EBADMSG);
+	ck_assert_uint_eq(t.placement.ram_left, RAM_PAGES);
+	verify_room(&t);
+	target_fini(&t);
+}
+END_TEST
+
+// A plan does not keep anything back, then.
+START_TEST(all_fits)
+{
+	static struct arrival a;
+	static struct target t;
+	struct heat heat[CHUNKS];
+
+	for (uint64_t i = 0; i < CHUNKS; i++)
+		heat[i] = (struct heat){ 1, chunk_pages(i) };
+	target_init(&t, NR_PAGES, false);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), 0);
+	for (uint64_t i = 0; i < CHUNKS; i++) {
+		arrive_of(&t, &t.placer, &a, i, !(i & 1), all, all);
+		ck_assert_int_eq(finish(&t, &a), 0);
+	}
+	verify(&t);
+	ck_assert_uint_eq(nr_valid(&t), nr_not_empty(&t));
+	target_fini(&t);
+}
+END_TEST
+
+// Pages wanted in memory, whose chunk is in swap: from the reserve; there they stay, until they are empty.
+START_TEST(to_ram)
+{
+	static struct arrival a;
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, some, CHUNKS), 0);
+	arrive_of(&t, &t.placer, &a, 2, true, half, all); // before the rest of its chunk
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert_uint_eq(nr_valid(&t), PV_CHUNK_PAGES / 2);
+	arrive(&t, &a, 2, none);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	t.placement.reserve_left += PV_CHUNK_PAGES / 2; // as if that had not been
+	t.placement.ram_left -= PV_CHUNK_PAGES / 2;
+	for (uint64_t i = 0; i < CHUNKS; i++) {
+		arrive(&t, &a, i, all);
+		ck_assert_int_eq(finish(&t, &a), 0);
+	}
+	ck_assert(!is_in_ram(&t, 11));
+	arrive_of(&t, &t.placer, &a, 11, true, half, often);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	verify(&t);
+	for (unsigned i = 0; i < PV_CHUNK_PAGES; i++)
+		ck_assert(is_valid(&t, 11 * PV_CHUNK_PAGES + i) == (half(i) && t.version[11 * PV_CHUNK_PAGES + i]));
+	arrive(&t, &a, 11, all);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	verify(&t);
+	ck_assert_uint_gt(bitmap_count(t.pages[11].valid, PV_CHUNK_PAGES), 50);
+	ck_assert_uint_lt(bitmap_count(t.pages[11].valid, PV_CHUNK_PAGES), 129);
+	for (uint64_t i = 0; i < CHUNKS; i++) { // more than there is room for
+		arrive_of(&t, &t.placer, &a, i, true, all, all);
+		ck_assert_int_eq(finish(&t, &a), 0);
+		verify_room(&t);
+	}
+	verify(&t);
+	ck_assert_uint_eq(nr_valid(&t), RAM_PAGES);
+	ck_assert_uint_eq(t.placement.reserve_left, 0);
+	arrive(&t, &a, 11, none);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	arrive(&t, &a, 11, all);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert(!is_in_ram(&t, 11));
+	verify(&t);
+	target_fini(&t);
+}
+END_TEST
+
+struct worker {
+	struct target *t;
+	struct loop loop;
+	struct pv_placer placer;
+	unsigned index;
+	pthread_t thread;
+};
+
+#define WORKERS 3
+
+static void *work(void *ctx)
+{
+	static bool (*const coin[])(unsigned page) = { often, all, one, none, half };
+	struct worker *w = ctx;
+	unsigned seed = w->index;
+
+	if (loop_init(&w->loop, 16))
+		abort();
+	w->placer = (struct pv_placer){ .placement = &w->t->placement, .loop = &w->loop };
+	for (unsigned i = 0; i < 300; i++) {
+		uint64_t chunk = (uint64_t)rand_r(&seed) % (CHUNKS / WORKERS) * WORKERS + w->index;
+		struct arrival a;
+
+		arrive_of(w->t, &w->placer, &a, chunk, rand_r(&seed) % 4 == 0, coin[rand_r(&seed) % 5], coin[rand_r(&seed) % 5]);
+		while (!a.done)
+			if (loop_round(&w->loop, true))
+				abort();
+		if (a.err)
+			abort();
+	}
+	loop_fini(&w->loop);
+	return NULL;
+}
+
+// Each thread has chunks of its own; the budget is everybody's.
+START_TEST(threads)
+{
+	static struct worker w[WORKERS];
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, some, CHUNKS), 0);
+	for (unsigned i = 0; i < WORKERS; i++) {
+		w[i].t = &t;
+		w[i].index = i;
+		ck_assert_int_eq(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
+	}
+	for (unsigned i = 0; i < WORKERS; i++)
+		ck_assert_int_eq(pthread_join(w[i].thread, NULL), 0);
 	verify(&t);
 	target_fini(&t);
 }
@@ -385,6 +530,13 @@ int main(void)
 	tcase_add_test(t, shrinking);
 	tcase_add_test(t, without_swap);
 	tcase_add_test(t, write_errors);
+	tcase_add_test(t, by_plan);
+	tcase_add_test(t, more_than_said);
+	tcase_add_test(t, less_than_said);
+	tcase_add_test(t, bad_plan);
+	tcase_add_test(t, all_fits);
+	tcase_add_test(t, to_ram);
+	tcase_add_test(t, threads);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -185,8 +185,10 @@ START_TEST(nets_have_bounds)
 	accepted(offer, s.net[1].has_mtu = true; s.net[1].mtu = 68);
 	accepted(offer, s.net[1].has_mtu = true; s.net[1].mtu = 65535);
 	refused(offer, s.net[1].has_mtu = true; s.net[1].mtu = 65536);
-	accepted(offer, s.net[0].n_vlans = 128);
-	refused(offer, s.net[0].n_vlans = 129);
+	accepted(offer, s.net[0].n_vlans = 4094);
+	refused(offer, s.net[0].n_vlans = 4095);
+	refused(offer, s.net[1].ifname = "all");
+	refused(offer, s.net[1].bridge = "default");
 	accepted(offer, s.net[0].n_vlans = 0);
 	refused(offer, s.net[0].n_vlans = 0; s.net[0].has_pvid = s.net[0].pvid = true);
 	accepted(offer, s.net[0].n_vlans = 1; s.net[0].has_pvid = s.net[0].pvid = true);

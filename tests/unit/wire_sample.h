@@ -29,7 +29,7 @@ struct sample {
 	WireNet net[2];
 	WireBlock *blocks[300];
 	WireNet *nets[70];
-	uint32_t vlans[200];
+	uint32_t vlans[4095];
 	uint64_t frames[40];
 	uint8_t bytes[WIRE_PIECE_MAX + 1];
 	char text[5000];
@@ -106,7 +106,7 @@ static const WireMsg *sample(size_t kind)
 	s.block[0] = s.block[1] = block;
 	s.net[0] = s.net[1] = net;
 	for (size_t i = 0; i < ARRAY_SIZE(s.vlans); i++)
-		s.vlans[i] = (uint32_t)i + 1;
+		s.vlans[i] = (uint32_t)i % 4094 + 1;
 	sample_offer();
 	sample_rest();
 	void *const content[] = { &s.hello, &s.offer, &s.admit, &s.piece, &s.round_begin, &s.round_done, &s.round_taken, &s.ready, &s.commit,

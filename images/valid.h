@@ -6,3 +6,4 @@
 // NULL, or the rule that is broken.
 const char *img_vm_fault(const VmEntry *vm);
 const char *img_device_state_fault(const DeviceStateEntry *ds);
+const char *img_small_blocks_fault(const DeviceStateEntry *ds); // of its blocks only: it needs no stream

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Of a VM that comes from another host, in its run directory: the token of its migration, and so the record that decides whose it is.
+#pragma once
+#include "criu-vm/migration_record.h"
+#include "criu-vm/run_dir.h"
+
+// Notes the token. Logs.
+int arrival_mark(const struct run_dir *rd, const uint8_t token[WIRE_TOKEN_LEN]);
+// -ENOENT, silently: it did not come from another host; or -errno, logged.
+int arrival_token(const struct run_dir *rd, uint8_t token[WIRE_TOKEN_LEN]);
+// Is it this host's, for certain? False if it did not come from another one. As long as that cannot be known it is waited for: who
+// asks is to end or to run a VM by it. Logs.
+bool arrival_is_committed(const struct run_dir *rd);

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// DOC: a migration, from the host where the VM runs (docs/wire-protocol.md)
+//
+//   attach      who it is, where its RAM lies, whether it can be moved at all           nothing is touched yet
+//   connect     the destination speaks our protocol                                     undone by ABORT, and closing the line
+//   track       what is written from here on is noted                                  undone by its end
+//   offer       what VM it is; the destination has room for it, QEMU and pager wait there, the data channels are open
+//   hotness     which chunks were written of late, or were used: the destination decides by that what lives in RAM
+//   pre-copy    rounds, until what is left can be sent while the VM stands
+//   record      what must not be forgotten, should this command be killed               undone by its removal
+//   stop        vCPUs stand, block I/O is drained and flushed                           undone by cont
+//   state       device state
+//   disks       QEMU gives its disks up                                                 undone by cont
+//   freeze      every thread of the process                                            undone by thaw
+//   last        what is left of memory, and the device state
+//   ready       the destination has all, and has loaded it
+//   commit      the destination decides; if the line is lost, it is asked until it answers
+//   end         the VM runs there; here its QEMU ends without running another instruction
+//
+// Until COMMIT is sent every failure leaves the VM as it was. From then on QEMU is stopped (SIGSTOP) until it is known what was
+// decided; the guardian goes on asking if this command is killed.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "criu-vm/run_dir.h"
+
+struct migrate_opts {
+	const char *vm;		// pid, QMP socket
+	const char *run_root;
+	const char *host;	// HOST[:PORT]
+	const char *name;	// at the destination; NULL: as here
+	uint64_t ram;		// budget there in bytes; 0: the destination decides
+	const char *swap;	// NULL: the destination decides
+	unsigned downtime_ms;	// at most, as foreseen
+	unsigned channels;
+	uint64_t max_bandwidth; // bytes a second, 0: no limit
+	int zstd_level;		// 0: raw
+	const char *tls_creds;	// NULL: in the clear, which only reaches this host itself, unless:
+	bool insecure;
+	int monitor_fd;		// resume: a connection to the VM's monitor, which is the caller's; -1: none
+};
+
+struct migrate_result {
+	char name[RUN_DIR_NAME_MAX + 1]; // there
+	int pid;
+	uint64_t ram, budget, swap;	 // bytes
+	unsigned rounds;
+	uint64_t pages, zero_pages;	 // sent
+	uint64_t bytes;			 // on the data channels
+	uint64_t ram_pages, swap_pages, page_ins, page_outs; // there, until it ran
+	uint64_t stood_us, stood_there_us;
+	uint64_t ns;
+	bool running;
+};
+
+// 0, or -errno, logged: the VM is as it was. -ESTALE: the VM needs attention: what to do is said.
+int migrate_run(const struct migrate_opts *o, struct migrate_result *result);
+// Of a migration whose command was killed, or that nobody knows the end of: asks the destination, and does what it says.
+// *committed: it runs there. -ENOENT: there is no such migration; -ESTALE: nobody answers.
+int migrate_resume(const struct migrate_opts *o, bool *committed);

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Shared by the files of a migration's source only:
+//
+//   migrate.c          the stages
+//   migrate_offer.c    the line; what is offered, and what comes back
+//   migrate_hot.c      what is hot
+//   migrate_rounds.c   rounds of pre-copy: how many, and what they foresee
+//   migrate_pages.c    a round: its chunks, sent by a thread a channel
+//   migrate_commit.c   the point of no return, the guardian, --resume
+#pragma once
+#include <pthread.h>
+
+#include "criu-vm/migrate.h"
+#include "criu-vm/migration_record.h"
+#include "criu-vm/progress.h"
+#include "criu-vm/source.h"
+#include "wire/control.h"
+#include "wire/pages.h"
+
+#define CHUNK_SIZE WIRE_CHUNK_SIZE
+#define CHUNK_PAGES WIRE_CHUNK_PAGES
+#define CHUNK_WORDS 4
+
+// Pages of a chunk that are touched as soon as the VM runs.
+struct hot_pages {
+	uint64_t chunk, pages[CHUNK_WORDS];
+};
+
+// Of each chunk of all blocks, each block beginning anew on a chunk.
+struct chunk_pages {
+	uint64_t sent[CHUNK_WORDS];    // what the destination has that is not zero
+	uint64_t due[CHUNK_WORDS];     // what it may have that is old
+	uint64_t content[CHUNK_WORDS]; // of that, to be sent in this round
+	uint64_t zero[CHUNK_WORDS];    // to become zero there
+};
+
+struct sender {
+	struct migrate *m;
+	pthread_t thread;
+	struct wire_conn *conn;
+	struct wire_pages *pages;
+	char *buf; // a chunk
+	uint64_t frames, nr_pages, nr_zero; // of the round
+	bool started;
+};
+
+struct migrate {
+	const struct migrate_opts *o;
+	struct source src;
+	struct migrate_result *result;
+	uint64_t begun_ns;
+
+	char *host;
+	uint16_t port;
+	struct wire_tls *tls;
+	uint8_t token[WIRE_TOKEN_LEN];
+	struct wire_conn *control;
+	struct wire_keepalive *keepalive;
+	bool zstd; // both can
+
+	WireNet **nets;
+	char (*ifnames)[16];
+	size_t nr_nets;
+
+	uint64_t nr_chunks, *first; // first: of a block
+	struct chunk_pages *chunks;
+	uint8_t *hotness;	    // WIRE_HOTNESS_LEN bytes a chunk
+	struct hot_pages *hot;	    // sorted by chunk
+	size_t nr_hot;
+	bool last;		    // the round is the last one: what is hot is to be in memory
+	bool few;		    // and all else that is in it, since that is not much
+	uint8_t **small;	    // as the destination has them
+
+	// Rounds. Under the lock, but for what only the senders have while they send.
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct sender *senders;
+	unsigned nr_senders, nr_sending;
+	unsigned round;
+	bool ending;
+	int err;		    // of the first sender that failed
+	uint64_t next_byte_ns;	    // --max-bandwidth: when the next byte may go
+	uint64_t bytes;		    // sent in this round
+	struct progress progress;
+	uint64_t dirty_rate, rate;  // bytes a second, as measured
+
+	bool said_commit, committed, undecided;
+};
+
+// migrate_offer.c: what the destination says: of this kind (offsetof(WireMsg, KIND)), or it is an error, which is logged: "..., while <when>".
+int migrate_expect(struct migrate *m, unsigned timeout_ms, size_t kind, const char *when, WireMsg **msg);
+// Stages.
+int migrate_connect(void *ctx);
+void migrate_disconnect(void *ctx);
+int migrate_offer(void *ctx);
+int migrate_send_small(struct migrate *m);
+int migrate_send_state(struct migrate *m);
+void migrate_offer_fini(struct migrate *m);
+
+// migrate_hot.c
+// Once more, what was written since it was called before counts as hot.
+int migrate_sample(struct migrate *m);
+int migrate_send_hotness(void *ctx); // a stage
+// What is touched first is to be sent in the last round, changed or not. Once, before the VM stands.
+int migrate_find_hot_pages(struct migrate *m);
+const struct hot_pages *migrate_hot_pages_of(const struct migrate *m, uint64_t chunk); // or NULL
+
+// migrate_rounds.c: stages.
+int migrate_precopy(void *ctx);
+int migrate_last(void *ctx);
+
+// migrate_pages.c
+int migrate_pages_init(struct migrate *m); // after the channels are open
+// All that is to be sent of what ram_take() has found; first: all there is. Counts the pages.
+int migrate_choose(struct migrate *m, bool first, bool last, uint64_t *nr_pages);
+// Sends it; returns when it is sent, not when it has come. Looks at the control channel meanwhile.
+int migrate_send_round(struct migrate *m);
+int migrate_round_taken(struct migrate *m); // the destination has it
+void migrate_pages_fini(struct migrate *m);
+// -EINTR, or what the destination says; else 0.
+int migrate_look_up(struct migrate *m);
+
+// migrate_commit.c: stages.
+int migrate_record(void *ctx);
+void migrate_record_undo(void *ctx);
+int migrate_commit(void *ctx);
+int migrate_end(void *ctx);
+bool migrate_orphan(void *ctx, char word); // struct source

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// DOC: what outlives everybody who takes part in a migration
+//
+//   STATE_DIR/migrations/        (CRIU_VM_STATE_DIR in the environment, or /var/lib/criu-vm); mode 0700
+//     TOKEN                      of the destination: "committed NAME" or "aborted". Made once, by whoever is first; never changed
+//     TOKEN.source               of the source: which VM it is that must not run before it is known what became of it
+//
+// The first one is the commit point. It is made by the pager of the VM when the source says COMMIT, or by who answers a source that asks;
+// renameat2(RENAME_NOREPLACE) lets one of them win, and folder and file are synced before anybody is told.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "criu-vm/run_dir.h"
+#include "wire/preamble.h"
+
+enum migration_decision { MIGRATION_UNDECIDED, MIGRATION_COMMITTED, MIGRATION_ABORTED };
+
+// Writes what is left to be renamed when the VM of that name is committed: a full disk is found early, and the commit itself is
+// short. Logs.
+int migration_prepare(const uint8_t token[WIRE_TOKEN_LEN], const char *name);
+void migration_unprepare(const uint8_t token[WIRE_TOKEN_LEN]); // harmless if nothing was
+// Decides, if nobody has: *is is what was decided, by us or before, and is on disk. name: of the VM, for MIGRATION_COMMITTED. Blocks on the
+// disk. -errno, logged: *is UNDECIDED: nothing was decided by us; else others see this decision, but a crash of the host may undo it, so
+// that nobody may be told, nor act on it: try again.
+int migration_decide(const uint8_t token[WIRE_TOKEN_LEN], enum migration_decision want, const char *name, enum migration_decision *is);
+// What is decided, on disk; name (may be NULL) gets the VM's. 0, also when nothing is; errors as of migration_decide().
+int migration_decided(const uint8_t token[WIRE_TOKEN_LEN], enum migration_decision *is, char name[RUN_DIR_NAME_MAX + 1]);
+// The source knows. Harmless if there is none.
+void migration_forget(const uint8_t token[WIRE_TOKEN_LEN]);
+
+// Removes aborted ones that are older than 30 days, and what killed processes have left; never a committed one.
+void migration_sweep(void);
+
+// A VM that is on its way.
+struct migration_source {
+	uint8_t token[WIRE_TOKEN_LEN];
+	pid_t pid;
+	uint64_t start; // process_start()
+	bool was_running;
+	char *vm;	// as it is found: pid or QMP socket
+	char *host;	// "HOST:PORT"
+	char *tls;	// folder of credentials, or NULL
+};
+
+// Synced before it returns. Replaces one with this token. Logs.
+int migration_source_save(const struct migration_source *s);
+// The one of this process, the caller's (migration_source_fini()); -ENOENT, silently: there is none; or -errno, logged. Records of processes that have ended, or of before the host was booted, are removed.
+int migration_source_find(pid_t pid, struct migration_source *s);
+void migration_source_remove(const uint8_t token[WIRE_TOKEN_LEN]);
+void migration_source_fini(struct migration_source *s);

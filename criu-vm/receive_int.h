@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Shared by the files of a receiver only:
+//
+//   receive.c         the stages, the control channel, answers to ASK
+//   receive_offer.c   what is offered, and whether it can be had
+//   receive_taps.c    the VM's network interfaces
+//   receive_rounds.c  documents, data channels, rounds
+//   receive_commit.c  from "all pages are here" to "it runs"
+#pragma once
+#include "criu-vm/migration_record.h"
+#include "criu-vm/receive.h"
+#include "criu-vm/receive_pages.h"
+#include "criu-vm/restore.h"
+#include "qemu/cmdline.h"
+#include "wire/control.h"
+
+struct receive {
+	struct restore r; // the first, for its stages
+	struct restore_opts ro;
+	const struct receive_opts *o;
+	struct wire_conn *c;
+	struct wire_keepalive *keepalive;
+
+	WireMsg *offer;
+	VmEntry *vm;
+	struct qemu_cmdline_net *nets; // its taps, until QEMU has them
+	size_t nr_nets;
+
+	struct wire_conn *channels[WIRE_MAX_CHANNELS];
+	unsigned nr_channels;
+	uint8_t key[WIRE_KEY_LEN];
+	struct pv_placement placement;
+	struct receive_pages *pages;
+	unsigned round;
+	uint64_t announced_ns; // when the last round was
+	uint64_t stood_ns;     // from then until the VM ran
+
+	struct qemu_small_block *small; // as they came before the VM stood
+	size_t nr_small;
+	DeviceStateEntry *state;
+	uint64_t page_ins, page_outs;
+	bool told;      // the source knows that this failed, or has said so itself
+	bool committed; // the VM is this host's
+};
+
+// receive.c
+// The next message; the caller's. Meanwhile QEMU, the pager and the data channels are watched. timeout_ms: 0: as long as the line
+// lives. Logs; -ETIMEDOUT too.
+int receive_message(struct receive *rv, unsigned timeout_ms, WireMsg **m);
+// The same; anything but kind (offsetof(WireMsg, KIND)) is -EPROTO, logged.
+int receive_expect(struct receive *rv, unsigned timeout_ms, size_t kind, WireMsg **m);
+// An undo: the source learns that it was in vain, and why, before all of that is undone.
+void receive_tell_abort(void *ctx);
+
+// receive_offer.c: a stage.
+int receive_offer(void *ctx);
+void receive_offer_undo(void *ctx);
+
+// receive_taps.c: a stage.
+int receive_taps(void *ctx);
+void receive_taps_undo(void *ctx);
+
+// receive_rounds.c: stages.
+int receive_admit(void *ctx);
+void receive_admit_undo(void *ctx);
+int receive_rounds(void *ctx);
+
+// receive_commit.c: stages.
+int receive_plant(void *ctx);
+int receive_attach(void *ctx);
+int receive_serve(void *ctx);
+int receive_load(void *ctx);
+int receive_ready(void *ctx);
+int receive_commit(void *ctx);
+int receive_running(void *ctx);
+int receive_done(void *ctx);
