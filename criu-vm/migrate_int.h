@@ -5,7 +5,8 @@
 //   migrate_offer.c    the line; what is offered, and what comes back
 //   migrate_hot.c      what is hot
 //   migrate_rounds.c   rounds of pre-copy: how many, and what they foresee
-//   migrate_pages.c    a round: its chunks, sent by a thread a channel
+//   migrate_pages.c    a round: what is chosen, that it is sent, that it was taken
+//   migrate_send.c     channels, and the threads that read and send chunks
 //   migrate_commit.c   the point of no return, the guardian, --resume
 #pragma once
 #include <pthread.h>
@@ -34,14 +35,22 @@ struct chunk_pages {
 	uint64_t zero[CHUNK_WORDS];    // to become zero there
 };
 
-struct sender {
-	struct migrate *m;
+struct worker {
+	struct channel *channel;
 	pthread_t thread;
-	struct wire_conn *conn;
-	struct wire_pages *pages;
 	char *buf; // a chunk
-	uint64_t frames, nr_pages, nr_zero; // of the round
 	bool started;
+};
+
+struct channel {
+	struct migrate *m;
+	struct wire_conn *conn;
+	struct worker *workers;
+	unsigned nr_working; // under the migration's lock
+	pthread_mutex_t lock; // of the rest
+	struct wire_pages *pages;
+	uint64_t next; // where the next chunk of the round is looked for: all are gone through twice, the hot ones in the end
+	uint64_t frames, nr_pages, nr_zero; // of the round
 };
 
 struct migrate {
@@ -71,17 +80,19 @@ struct migrate {
 	bool few;		    // and all else that is in it, since that is not much
 	uint8_t **small;	    // as the destination has them
 
-	// Rounds. Under the lock, but for what only the senders have while they send.
+	struct channel *channels;
+	unsigned nr_channels, nr_workers; // nr_workers: of a channel
+	unsigned round;
+	// Under the lock.
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	struct sender *senders;
-	unsigned nr_senders, nr_sending;
-	unsigned round;
+	unsigned begun, nr_sending; // begun: the round that workers are at, or were; nr_sending: workers
 	bool ending;
-	int err;		    // of the first sender that failed
+	int err;		    // of the first worker that failed
 	uint64_t next_byte_ns;	    // --max-bandwidth: when the next byte may go
 	uint64_t bytes;		    // sent in this round
 	struct progress progress;
+
 	uint64_t dirty_rate, rate;  // bytes a second, as measured
 
 	bool said_commit, committed, undecided;
@@ -110,15 +121,19 @@ int migrate_precopy(void *ctx);
 int migrate_last(void *ctx);
 
 // migrate_pages.c
-int migrate_pages_init(struct migrate *m); // after the channels are open
 // All that is to be sent of what ram_take() has found; first: all there is. Counts the pages.
 int migrate_choose(struct migrate *m, bool first, bool last, uint64_t *nr_pages);
 // Sends it; returns when it is sent, not when it has come. Looks at the control channel meanwhile.
 int migrate_send_round(struct migrate *m);
 int migrate_round_taken(struct migrate *m); // the destination has it
-void migrate_pages_fini(struct migrate *m);
 // -EINTR, or what the destination says; else 0.
 int migrate_look_up(struct migrate *m);
+
+// migrate_send.c
+int migrate_send_init(struct migrate *m); // after the channels are open
+// What was chosen, in m->round, by all channels; returns at once.
+void migrate_begin_sending(struct migrate *m);
+void migrate_send_fini(struct migrate *m); // closes the channels
 
 // migrate_commit.c: stages.
 int migrate_record(void *ctx);

@@ -102,7 +102,7 @@ void migrate_disconnect(void *ctx)
 	struct migrate *m = ctx;
 	const char *why = log_last_error();
 
-	migrate_pages_fini(m);
+	migrate_send_fini(m);
 	wire_keepalive_stop(steal_ptr(&m->keepalive));
 	if (m->control && !m->said_commit) { // from then on it decides
 		wire_send_abort(m->control, "%s", why && *why ? why : "given up");
@@ -239,18 +239,19 @@ static int open_channels(struct migrate *m, const WireAdmit *admit)
 		log_err("%s admits the VM with %u channels", wire_peer(m->control), admit->channels);
 		return -EPROTO;
 	}
-	m->senders = calloc(admit->channels, sizeof *m->senders);
-	if (!m->senders)
+	m->channels = calloc(admit->channels, sizeof *m->channels);
+	if (!m->channels)
 		return -ENOMEM;
 	for (unsigned i = 0; !r && i < admit->channels; i++) {
-		struct sender *s = &m->senders[i];
+		struct channel *ch = &m->channels[i];
 
-		m->nr_senders++;
-		r = open_line(m, WIRE_DATA, (uint8_t)i, &s->conn);
+		*ch = (struct channel){ .m = m, .lock = PTHREAD_MUTEX_INITIALIZER };
+		m->nr_channels++;
+		r = open_line(m, WIRE_DATA, (uint8_t)i, &ch->conn);
 		if (!r)
-			r = wire_write(s->conn, admit->key.data, admit->key.len);
+			r = wire_write(ch->conn, admit->key.data, admit->key.len);
 	}
-	return r ? r : migrate_pages_init(m);
+	return r ? r : migrate_send_init(m);
 }
 
 // The destination needs a while; what the VM writes meanwhile is hot.
