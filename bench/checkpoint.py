@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -27,11 +26,8 @@ import tempfile
 import threading
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, f"{ROOT}/tests/zdtm")
-import vm  # noqa: E402
+from runner import MB, MIB, ROOT, Runner, spread, vm
 
-MB, MIB = 10**6, 1 << 20
 NAME = "bench-checkpoint"
 RATES = [0, 50 * MB, 200 * MB, 1000 * MB]
 PROCESS = """
@@ -80,35 +76,13 @@ class Ticker(threading.Thread):
         return max(seen) * 1e3
 
 
-class Bench:
+class Bench(Runner):
     def __init__(self, opts, tmp):
-        self.opts, self.tmp, self.commands = opts, tmp, []
-        self.criu_vm_file = os.path.abspath(opts.criu_vm or f"{opts.build}/criu-vm")
+        super().__init__(opts, tmp)
         self.qemu = self.console = self.ticker = None
         self.criu_failed = None
 
     # ---- what it runs
-
-    def said(self, command):
-        """Prints each command once."""
-        text = " ".join(command).replace(self.tmp, "TMP").replace(ROOT + "/", "")
-        text = re.sub(r"(dump|-t) \d+\b", r"\1 PID", text)
-        if text not in self.commands:
-            self.commands.append(text)
-            print(f"$ {text}", file=sys.stderr, flush=True)
-
-    def environment(self):
-        return {**os.environ, vm.TAG: self.tmp, "CRIU_VM_STATE_DIR": f"{self.tmp}/state"}
-
-    def command(self, *line):
-        """(seconds, output)"""
-        self.said(line)
-        begin = time.monotonic()
-        p = subprocess.run(line, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, timeout=600, check=False)
-        if p.returncode:
-            raise vm.TestFailed(f"{' '.join(line)}: exit status {p.returncode}\n{p.stdout}")
-        return time.monotonic() - begin, p.stdout
 
     def criu_vm(self, command, *args):
         return self.command(self.criu_vm_file, command, *args, "--run-dir", f"{self.tmp}/run")[0]
@@ -119,10 +93,6 @@ class Bench:
                 "-serial", f"unix:{self.tmp}/serial.sock,server=on,wait=off", "-serial", f"unix:{self.tmp}/tick.sock,server=on,wait=off",
                 "-qmp", f"unix:{self.tmp}/qmp.sock,server=on,wait=off",
                 "-kernel", f"{o.build}/guest/rewrite.elf", "-append", f"tick=2 rate={rate}", *args]
-
-    def start(self, line):
-        self.said(line)
-        return subprocess.Popen(line, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
     @contextlib.contextmanager
     def guest(self, rate):
@@ -227,13 +197,6 @@ class Bench:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
 
-    def fio(self, rw, name):
-        """fio's own figure, as seconds for as many bytes as the VM's memory has."""
-        out = self.command("fio", f"--name={rw}", f"--filename={self.tmp}/{name}", f"--rw={rw}", "--bs=1M", f"--size={self.opts.size}M",
-                           "--direct=1", "--ioengine=io_uring", "--iodepth=16", "--end_fsync=1", "--output-format=json")[1]
-        job = json.loads(out[out.index("{"):])["jobs"][0][rw]
-        return self.opts.size * MIB / job["bw_bytes"]
-
     def qmp(self, command, **arguments):
         self.said(["QMP:", command, *(f"{k}={v}" for k, v in arguments.items())])
         with socket.socket(socket.AF_UNIX) as s:
@@ -329,9 +292,9 @@ class Bench:
             save = {"criu": self.criu_save(process)}
             load = {"criu": save["criu"] and self.criu_load(process)}
         with self.guest(0):
-            save |= {"fio": self.fio("write", "fio"), "qemu": self.qemu_save(), "criu-vm": self.dump()}
+            save |= {"fio": self.fio("write", "fio", self.opts.size * MIB), "qemu": self.qemu_save(), "criu-vm": self.dump()}
         self.forget("fio", "qemu", "images")
-        load |= {"fio": self.fio("read", "fio"), "criu-vm": self.restore(), "qemu": self.qemu_load()}
+        load |= {"fio": self.fio("read", "fio", self.opts.size * MIB), "criu-vm": self.restore(), "qemu": self.qemu_load()}
         self.removed("fio", "qemu", "criu", "images")
         return save, load
 
@@ -341,10 +304,6 @@ class Bench:
 
 
 # ---- tables
-
-
-def spread(values, digits=0):
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def pause_table(results):

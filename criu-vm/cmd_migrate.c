@@ -30,6 +30,7 @@ static const struct cmd_option options[] = {
 	{ 0, "tls-creds", "DIR", "encrypt: the folder of ca-cert.pem, client-cert.pem and client-key.pem, or of keys.psk" },
 	{ 0, "insecure", NULL, "to another host in the clear" },
 	{ 0, "monitor-fd", "FD", NULL }, // resume: of the command that was killed
+	{ 0, "token", "TOKEN", NULL },
 	{ 0, "resume", NULL, "ask what became of a migration whose command was killed, and do what it says" },
 	{ 0 },
 };
@@ -78,6 +79,8 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->insecure = true;
 	else if (!strcmp(name, "monitor-fd"))
 		o->monitor_fd = atoi(value);
+	else if (!strcmp(name, "token"))
+		o->token = value;
 	else if (!strcmp(name, "resume"))
 		a->resume = true;
 	else if (!strcmp(name, "ram"))
@@ -150,20 +153,22 @@ static int run(int argc, char **argv)
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct cmd_common common;
 	char spec[PATH_MAX];
-	int rest, r = cmd_parse(&cmd_migrate, argc, argv, &common, on_option, &a, &rest);
+	int rest, nr, r = cmd_parse(&cmd_migrate, argc, argv, &common, on_option, &a, &rest);
 
 	if (r != CMD_GO_ON)
 		return r;
-	if (argc - rest != (a.pid ? 1 : 2))
-		return cmd_usage_error(&cmd_migrate, argc - rest < (a.pid ? 1 : 2) ? "VM and HOST are needed" : "what is '%s'?", argv[argc - 1]);
+	nr = argc - rest + (a.pid != NULL);
+	if (nr != 2 && !(nr == 1 && a.resume))
+		return cmd_usage_error(&cmd_migrate, nr < 2 ? "VM and HOST are needed" : "what is '%s'?", argv[argc - 1]);
 	if (a.o.name && !run_dir_name_ok(a.o.name))
 		return cmd_usage_error(&cmd_migrate, "'%s' is no name of a VM", a.o.name);
 	if (!a.o.channels)
 		a.o.channels = cpus < 1 ? 1 : cpus > CHANNELS_MAX ? CHANNELS_MAX : (unsigned)cpus;
 	a.o.vm = a.pid ? a.pid : argv[rest];
-	a.o.host = argv[argc - 1];
+	a.o.host = nr == 2 ? argv[argc - 1] : NULL;
 	a.o.run_root = common.run_dir;
 	leftovers_remove();
+	cmd_catch_signals();
 	if (a.resume)
 		return resume(&a.o, common.json);
 	if (find_vm(common.run_dir, a.o.vm, spec, sizeof spec))

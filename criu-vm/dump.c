@@ -267,10 +267,13 @@ static bool is_complete(const struct dump_opts *o)
 	return !access(path, F_OK);
 }
 
-static bool orphan(void *ctx, char word)
+static void orphan(void *ctx, char word)
 {
+	const struct dump *d = ctx;
+
 	(void)word;
-	return !is_complete(((struct dump *)ctx)->o);
+	if (d->src.was_running && !is_complete(d->o))
+		source_say_cont(qmp_fd(d->src.vm->qmp));
 }
 
 int dump_run(const struct dump_opts *o, struct dump_result *result)

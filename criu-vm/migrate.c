@@ -42,13 +42,21 @@ static int attach(void *ctx)
 	return r ? r : lay_out_chunks(m);
 }
 
-static int track(void *ctx)
+int migrate_track_now(struct migrate *m)
 {
-	struct migrate *m = ctx;
 	int r = source_track(&m->src);
 
 	m->src.tracked.discards |= m->src.discards;
+	m->tracking = !r;
 	return r;
+}
+
+// Of a VM that is tracked for the next of its dumps that would be lost: so only when the destination has room for it.
+static int track(void *ctx)
+{
+	struct migrate *m = ctx;
+
+	return m->src.is_tracked && m->src.tracked.known ? 0 : migrate_track_now(m);
 }
 
 // Whatever happens after the commit must not touch the VM here.
@@ -61,7 +69,7 @@ static void track_undo(void *ctx)
 {
 	struct migrate *m = ctx;
 
-	if (is_ours_still(m))
+	if (is_ours_still(m) && m->tracking)
 		source_untrack(&m->src);
 }
 
@@ -70,7 +78,13 @@ static int stop(void *ctx)
 	struct migrate *m = ctx;
 	int r = qemu_now_same(m->src.vm, m->src.mark);
 
-	return r ? r : source_stop(&m->src);
+	if (!r)
+		r = source_stop(&m->src);
+	if (r || m->src.was_running == m->offered_running)
+		return r;
+	log_err("somebody has %s the VM meanwhile; it was not moved, do it again", m->offered_running ? "stopped" : "let go on");
+	source_go_on(&m->src);
+	return -EAGAIN;
 }
 
 static void stop_undo(void *ctx)
@@ -84,22 +98,13 @@ static void stop_undo(void *ctx)
 	source_go_on(&m->src);
 }
 
-static int save_state(void *ctx)
-{
-	return source_save_state(&((struct migrate *)ctx)->src);
-}
-
 // Once only: QEMU 7.2 aborts if it is asked a second time before `cont`. So a VM that was paused keeps its disks until it ends, and
 // whoever says `cont` to it at the destination finds them free then.
 static int give_up_disks(void *ctx)
 {
 	struct migrate *m = ctx;
-	uint8_t *state = NULL;
-	size_t len;
-	int r = m->src.was_running ? qemu_devstate_save(m->src.vm->qmp, true, &state, &len) : 0;
 
-	free(state);
-	return r;
+	return qemu_devstate_save(m->src.vm->qmp, m->src.was_running, &m->src.state, &m->src.state_len);
 }
 
 static int freeze(void *ctx)
@@ -134,10 +139,9 @@ static const struct stage stages[] = {
 	{ "track", track, track_undo },
 	{ "offer", migrate_offer, NULL },
 	{ "hotness", migrate_send_hotness, NULL },
-	{ "pre-copy", migrate_precopy, NULL },
 	{ "record", migrate_record, migrate_record_undo },
+	{ "pre-copy", migrate_precopy, NULL },
 	{ "stop", stop, stop_undo },
-	{ "state", save_state, NULL },
 	{ "disks", give_up_disks, NULL },
 	{ "freeze", freeze, thaw },
 	{ "last", migrate_last, NULL },
@@ -167,6 +171,9 @@ int migrate_run(const struct migrate_opts *o, struct migrate_result *result)
 	int r;
 
 	*result = (struct migrate_result){ 0 };
+	r = migrate_check_undecided(o);
+	if (r)
+		return r;
 	r = stages_run(stages, ARRAY_SIZE(stages), &m);
 	if (r && !m.committed && source_has_ended(&m.src))
 		log_err("QEMU %d has ended meanwhile; nothing was migrated", m.src.vm->pid);

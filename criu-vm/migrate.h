@@ -7,11 +7,10 @@
 //   track       what is written from here on is noted                                  undone by its end
 //   offer       what VM it is; the destination has room for it, QEMU and pager wait there, the data channels are open
 //   hotness     which chunks were written of late, or were used: the destination decides by that what lives in RAM
-//   pre-copy    rounds, until what is left can be sent while the VM stands
 //   record      what must not be forgotten, should this command be killed               undone by its removal
+//   pre-copy    rounds, until what is left can be sent while the VM stands
 //   stop        vCPUs stand, block I/O is drained and flushed                           undone by cont
-//   state       device state
-//   disks       QEMU gives its disks up                                                 undone by cont
+//   disks       device state; with it QEMU gives its disks up                           undone by cont
 //   freeze      every thread of the process                                            undone by thaw
 //   last        what is left of memory, and the device state
 //   ready       the destination has all, and has loaded it
@@ -29,7 +28,7 @@
 struct migrate_opts {
 	const char *vm;		// pid, QMP socket
 	const char *run_root;
-	const char *host;	// HOST[:PORT]
+	const char *host;	// HOST[:PORT]; resume: NULL: where it was going
 	const char *name;	// at the destination; NULL: as here
 	uint64_t ram;		// budget there in bytes; 0: the destination decides
 	const char *swap;	// NULL: the destination decides
@@ -39,6 +38,7 @@ struct migrate_opts {
 	int zstd_level;		// 0: raw
 	const char *tls_creds;	// NULL: in the clear, which only reaches this host itself, unless:
 	bool insecure;
+	const char *token;	// resume: this migration; NULL: the one that there is
 	int monitor_fd;		// resume: a connection to the VM's monitor, which is the caller's; -1: none
 };
 

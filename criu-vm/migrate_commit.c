@@ -8,14 +8,12 @@
 // is stopped by a signal all that time, so whatever is said to its monitors, and whoever of us has been killed, it does not run.
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
@@ -25,11 +23,13 @@
 #include "criu-vm/tap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/io.h"
 #include "util/log.h"
 
 #define COMMITTED_MS 60000
 #define RUNNING_MS 60000
 #define ASK_MS 10000
+#define END_MS 30000
 #define FIRST_PAUSE_NS (200 * NSEC_PER_MSEC)
 #define MAX_PAUSE_NS (10 * NSEC_PER_SEC)
 #define PAUSE_STEP_US 50000
@@ -39,10 +39,12 @@
 int migrate_record(void *ctx)
 {
 	struct migrate *m = ctx;
-	struct migration_source s = { .pid = m->src.vm->pid, .start = process_start(m->src.vm->pid), .was_running = m->src.was_running,
-				      .vm = (char *)m->o->vm, .host = (char *)m->o->host, .tls = (char *)m->o->tls_creds };
+	struct migration_source s = { .pid = m->src.vm->pid, .start = process_start(m->src.vm->pid), .was_running = m->offered_running,
+				      .vm = (char *)m->o->vm, .name = m->src.is_ours ? m->src.name : NULL, .host = (char *)m->o->host,
+				      .tls = (char *)m->o->tls_creds };
 
 	memcpy(s.token, m->token, sizeof s.token);
+	memcpy(s.host_id, m->host_id, sizeof s.host_id);
 	return migration_source_save(&s);
 }
 
@@ -56,20 +58,32 @@ void migrate_record_undo(void *ctx)
 
 // ---- asking
 
-static int ask(const struct wire_connect_opts *o, bool *committed)
+struct question {
+	const char *host;
+	uint16_t port;
+	const struct wire_tls *tls;
+	const uint8_t *token, *host_id;
+};
+
+static int ask(const struct question *q, bool *committed)
 {
+	struct wire_connect_opts o = { .host = q->host, .port = q->port, .tls = q->tls, .timeout_ms = ASK_MS, .quiet = true,
+				       .preamble = { .kind = WIRE_ASK } };
 	struct wire_conn *c;
 	WireMsg *m = NULL;
-	int r = wire_connect(o, &c);
+	int r;
 
+	memcpy(o.preamble.token, q->token, sizeof o.preamble.token);
+	r = wire_connect(&o, &c);
 	if (r)
 		return r;
 	r = wire_expect(c, ASK_MS, offsetof(WireMsg, status), &m);
 	if (!r) {
 		*committed = m->status->state == WIRE_STATE__WIRE_COMMITTED;
-		r = m->status->state == WIRE_STATE__WIRE_UNKNOWN ? -EAGAIN : 0;
-		if (m->status->token.len != WIRE_TOKEN_LEN || memcmp(m->status->token.data, o->preamble.token, WIRE_TOKEN_LEN))
-			r = -EBADMSG;
+		if (m->status->state == WIRE_STATE__WIRE_UNKNOWN)
+			r = -EAGAIN;
+		if (memcmp(m->status->token.data, q->token, WIRE_TOKEN_LEN) || memcmp(m->status->host.data, q->host_id, WIRE_TOKEN_LEN))
+			r = -EXDEV; // it is not the one that the VM was offered to
 		wire_msg__free_unpacked(m, NULL);
 	}
 	wire_close(c);
@@ -77,18 +91,16 @@ static int ask(const struct wire_connect_opts *o, bool *committed)
 }
 
 // Until it answers, or somebody presses Ctrl-C: -EINTR.
-static int ask_until_answered(const char *host, uint16_t port, const struct wire_tls *tls, const uint8_t *token, bool *committed)
+static int ask_until_answered(const struct question *q, bool *committed)
 {
-	struct wire_connect_opts o = { .host = host, .port = port, .tls = tls, .timeout_ms = ASK_MS, .quiet = true,
-				       .preamble = { .kind = WIRE_ASK } };
 	uint64_t pause = FIRST_PAUSE_NS;
 	int r;
 
-	memcpy(o.preamble.token, token, sizeof o.preamble.token);
-	while ((r = ask(&o, committed))) {
+	while ((r = ask(q, committed))) {
 		uint64_t end = clock_now_ns() + pause;
 
-		log_warn("%s is asked what became of the VM: %s; asking again", host, strerror(-r));
+		log_warn("%s, port %u, is asked what became of the VM: %s; asking again", q->host, q->port,
+			 r == -EXDEV ? "it is another host than the one that the VM was offered to, or has lost its records" : strerror(-r));
 		while (clock_now_ns() < end && !cmd_interrupted())
 			usleep(PAUSE_STEP_US);
 		if (cmd_interrupted())
@@ -107,16 +119,17 @@ static void send_signal(const struct source *s, int signum)
 
 static int find_out(struct migrate *m)
 {
+	struct question q = { .host = m->host, .port = m->port, .tls = m->tls, .token = m->token, .host_id = m->host_id };
 	int r;
 
 	log_warn("the line to %s was lost at the commit: only it knows whether the VM is there or here; it is asked until it answers", m->host);
-	r = ask_until_answered(m->host, m->port, m->tls, m->token, &m->committed);
+	r = ask_until_answered(&q, &m->committed);
 	if (!r)
 		return 0;
 	m->undecided = true;
 	log_err("nobody knows whether the VM runs on %s: here it stands (QEMU %d is stopped) until that is known. It is asked on in the background; "
-		"by hand: criu-vm migrate --resume %d %s",
-		m->host, m->src.vm->pid, m->src.vm->pid, m->o->host);
+		"by hand: criu-vm migrate --resume %d",
+		m->host, m->src.vm->pid, m->src.vm->pid);
 	return -ESTALE;
 }
 
@@ -193,66 +206,38 @@ int migrate_end(void *ctx)
 
 static void __attribute__((noreturn)) become_resume(const struct migrate *m)
 {
-	char pid[12], monitor[12], *argv[16] = { "criu-vm", "migrate", "--resume", "--run-dir", (char *)m->o->run_root, "--monitor-fd", monitor };
-	size_t n = 7;
+	char pid[12], monitor[12], token[WIRE_TOKEN_TEXT];
+	char *argv[] = { "criu-vm", "migrate", "--resume", "--run-dir", (char *)m->o->run_root, "--monitor-fd", monitor, "--token", token, pid, NULL };
 
 	snprintf(pid, sizeof pid, "%d", m->src.vm->pid);
 	snprintf(monitor, sizeof monitor, "%d", qmp_fd(m->src.vm->qmp));
+	wire_token_format(m->token, token);
 	fcntl(qmp_fd(m->src.vm->qmp), F_SETFD, 0);
-	if (m->o->tls_creds) {
-		argv[n++] = "--tls-creds";
-		argv[n++] = (char *)m->o->tls_creds;
-	}
-	if (m->o->insecure)
-		argv[n++] = "--insecure";
-	argv[n++] = pid;
-	argv[n++] = (char *)m->o->host;
-	argv[n] = NULL;
 	execv("/proc/self/exe", argv);
 	_exit(1);
 }
 
 // In the guardian: nothing but what a child of a process with threads may do.
-bool migrate_orphan(void *ctx, char word)
+void migrate_orphan(void *ctx, char word)
 {
 	struct migrate *m = ctx;
 
 	if (word == WORD_COMMIT)
 		become_resume(m);
 	kill(m->src.vm->pid, SIGCONT);
-	return true;
-}
-
-// The process whose VM it is, without asking it anything: it is stopped.
-static pid_t find_pid(const char *spec)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct ucred cred = { .pid = -1 };
-	socklen_t len = sizeof cred;
-	_cleanup_close_ int fd = -1;
-	char *end;
-	long pid = strtol(spec, &end, 10);
-
-	if (*spec && !*end)
-		return pid > 0 && pid <= INT_MAX ? (pid_t)pid : -1;
-	if (strlen(spec) >= sizeof a.sun_path)
-		return -1;
-	strcpy(a.sun_path, spec);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		return -1;
-	return cred.pid;
+	if (!m->src.was_running || !source_say_cont(qmp_fd(m->src.vm->qmp)))
+		migration_source_remove(m->token);
 }
 
 static int open_process(const struct migration_source *s)
 {
-	int fd = (int)syscall(SYS_pidfd_open, s->pid, 0);
+	int fd = (int)syscall(SYS_pidfd_open, s->pid, 0), r = fd < 0 ? -errno : 0;
 
-	if (fd >= 0 && process_start(s->pid) == s->start)
+	if (!r && process_start(s->pid) == s->start)
 		return fd;
 	if (fd >= 0)
 		close(fd);
-	return -ESRCH;
+	return r ? r : -ESRCH;
 }
 
 // By its pid: another QEMU may have its socket's path by now.
@@ -276,50 +261,112 @@ static int say_cont(const struct migration_source *s)
 
 static int let_go_on(const struct migration_source *s, int pidfd, int monitor_fd)
 {
-	syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0);
+	if (syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0) < 0)
+		return -errno;
 	if (!s->was_running)
 		return 0;
 	return monitor_fd >= 0 ? source_say_cont(monitor_fd) : say_cont(s);
 }
 
+static int end_process(int pidfd)
+{
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+
+	if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0)
+		return -errno;
+	return poll(&p, 1, END_MS) > 0 ? 0 : -ETIMEDOUT;
+}
+
 static int carry_out(const struct migration_source *s, int monitor_fd, bool committed)
 {
 	_cleanup_close_ int pidfd = open_process(s);
-	int r = 0;
+	int r;
 
-	if (pidfd >= 0 && committed)
-		syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-	else if (pidfd >= 0)
-		r = let_go_on(s, pidfd, monitor_fd);
-	if (r) {
-		log_err("the VM was not taken over, and could not be made to go on; say 'cont' to the monitor of QEMU %d", s->pid);
-		return -ESTALE;
+	if (pidfd == -ESRCH)
+		r = 0; // it has ended
+	else if (pidfd < 0)
+		r = pidfd;
+	else
+		r = committed ? end_process(pidfd) : let_go_on(s, pidfd, monitor_fd);
+	if (!r) {
+		migration_source_remove(s->token);
+		return 0;
 	}
-	migration_source_remove(s->token);
-	return 0;
+	if (committed)
+		log_err("the VM runs at %s; here its QEMU %d could not be ended: %s; kill it", s->host, s->pid, strerror(-r));
+	else
+		log_err("the VM was not taken over, and could not be made to go on: %s; say 'cont' to the monitor of QEMU %d", strerror(-r), s->pid);
+	return -ESTALE;
+}
+
+// Only one acts upon it, and only once.
+static int resume(const struct migrate_opts *o, const struct migration_source *s, const struct wire_tls *tls, bool *committed)
+{
+	struct question q = { .tls = tls, .token = s->token, .host_id = s->host_id };
+	_cleanup_free_ char *host = NULL;
+	_cleanup_close_ int claimed = -1;
+	int r = wire_parse_address(o->host ? o->host : s->host, &host, &q.port);
+
+	q.host = host;
+	if (!r)
+		r = ask_until_answered(&q, committed);
+	if (r)
+		return r;
+	r = migration_source_claim(s->token, &claimed);
+	if (!r)
+		return carry_out(s, o->monitor_fd, *committed);
+	log_err("QEMU %d: %s", s->pid, r == -ENOENT || r == -EBUSY ? "another process, which has asked, too, sees to it" : strerror(-r));
+	return r;
 }
 
 int migrate_resume(const struct migrate_opts *o, bool *committed)
 {
+	uint8_t token[WIRE_TOKEN_LEN];
 	struct migration_source s;
 	struct wire_tls *tls = NULL;
-	_cleanup_free_ char *host = NULL;
-	uint16_t port;
-	pid_t pid = find_pid(o->vm);
-	int r = pid > 0 ? migration_source_find(pid, &s) : -ENOENT;
+	const char *creds;
+	int r = o->token ? wire_token_parse(o->token, token) : 0;
 
+	if (!r)
+		r = migration_source_find(o->vm, o->token ? token : NULL, &s);
 	if (r) {
 		log_err("of VM %s no migration is known that waits for an answer", o->vm);
 		return r;
 	}
-	r = wire_parse_address(o->host, &host, &port);
-	if (!r && o->tls_creds)
-		r = wire_tls_load(o->tls_creds, false, &tls);
+	creds = o->tls_creds ? o->tls_creds : s.tls;
+	if (creds)
+		r = wire_tls_load(creds, false, &tls);
 	if (!r)
-		r = ask_until_answered(host, port, tls, s.token, committed);
-	if (!r)
-		r = carry_out(&s, o->monitor_fd, *committed);
+		r = resume(o, &s, tls, committed);
 	wire_tls_free(tls);
 	migration_source_fini(&s);
 	return r;
+}
+
+// 'T' of /proc/PID/stat.
+static bool is_stopped(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[40];
+	const char *at;
+	size_t len;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	at = io_read_file(path, 4096, &text, &len) ? NULL : strrchr(text, ')');
+	return at && at[1] == ' ' && at[2] == 'T';
+}
+
+int migrate_check_undecided(const struct migrate_opts *o)
+{
+	struct migration_source s;
+	int r = migration_source_find(o->vm, NULL, &s);
+	bool stopped;
+
+	if (r)
+		return r == -ENOENT ? 0 : r;
+	stopped = is_stopped(s.pid);
+	if (stopped)
+		log_err("nobody knows yet whether VM %s was taken over by %s, where it was going: criu-vm migrate --resume %s", o->vm, s.host, o->vm);
+	migration_source_fini(&s);
+	return stopped ? -EBUSY : 0;
 }

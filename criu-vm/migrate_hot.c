@@ -61,7 +61,8 @@ int migrate_send_hotness(void *ctx)
 			hot[2] = (uint8_t)(nr >> 8);
 		}
 	if (!r)
-		r = wire_send_document(m->control, WIRE_DOCUMENT_KIND__WIRE_DOC_HOTNESS, m->hotness, m->nr_chunks * WIRE_HOTNESS_LEN);
+		r = migrate_sent(m, wire_send_document(m->control, WIRE_DOCUMENT_KIND__WIRE_DOC_HOTNESS, m->hotness, m->nr_chunks * WIRE_HOTNESS_LEN),
+				 "it was told what is hot");
 	return r ? r : migrate_send_small(m);
 }
 

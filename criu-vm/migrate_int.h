@@ -12,7 +12,7 @@
 #include <pthread.h>
 
 #include "criu-vm/migrate.h"
-#include "criu-vm/migration_record.h"
+#include "criu-vm/migration_source.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/source.h"
 #include "wire/control.h"
@@ -66,6 +66,8 @@ struct migrate {
 	struct wire_conn *control;
 	struct wire_keepalive *keepalive;
 	bool zstd; // both can
+	uint8_t host_id[WIRE_TOKEN_LEN]; // who will know what became of it
+	bool offered_running, tracking;
 
 	WireNet **nets;
 	char (*ifnames)[16];
@@ -101,6 +103,12 @@ struct migrate {
 // migrate_offer.c: what the destination says: of this kind (offsetof(WireMsg, KIND)), or it is an error, which is logged: "..., while <when>".
 int migrate_expect(struct migrate *m, unsigned timeout_ms, size_t kind, const char *when, WireMsg **msg);
 // Stages.
+// Logs what became of sending (0: nothing to say): "..., while <when>". Returns r.
+int migrate_sent(struct migrate *m, int r, const char *when);
+// Begins to track it. The undo of the stage `track` ends that.
+int migrate_track_now(struct migrate *m);
+// How long the VM may stand yet until all is at the destination: then it goes on here.
+unsigned migrate_standing_ms(const struct migrate *m);
 int migrate_connect(void *ctx);
 void migrate_disconnect(void *ctx);
 int migrate_offer(void *ctx);
@@ -135,9 +143,11 @@ int migrate_send_init(struct migrate *m); // after the channels are open
 void migrate_begin_sending(struct migrate *m);
 void migrate_send_fini(struct migrate *m); // closes the channels
 
-// migrate_commit.c: stages.
+// migrate_commit.c: no migration of this VM is undecided: -EBUSY, logged.
+int migrate_check_undecided(const struct migrate_opts *o);
+// Stages.
 int migrate_record(void *ctx);
 void migrate_record_undo(void *ctx);
 int migrate_commit(void *ctx);
 int migrate_end(void *ctx);
-bool migrate_orphan(void *ctx, char word); // struct source
+void migrate_orphan(void *ctx, char word); // struct source

@@ -21,18 +21,50 @@
 #define ADMIT_MS 180000 // a swap image is made, QEMU is started
 #define SAMPLE_MS 100
 #define FINISH_MS 2000
+#define STAND_LEAST_MS 15000
+#define STAND_TIMES 10 // the downtime that was foreseen
 #define SOFTWARE "criu-vm"
 
 // ---- the line
 
-int migrate_expect(struct migrate *m, unsigned timeout_ms, size_t kind, const char *when, WireMsg **msg)
+unsigned migrate_standing_ms(const struct migrate *m)
 {
-	int r = wire_expect(m->control, timeout_ms, kind, msg);
+	unsigned ms = m->o->downtime_ms < STAND_LEAST_MS / STAND_TIMES ? STAND_LEAST_MS : m->o->downtime_ms * STAND_TIMES;
+	uint64_t stood = m->src.standing ? (clock_now_ns() - m->src.stopped_at_ns) / NSEC_PER_MSEC : 0;
 
+	if (!m->src.standing)
+		return UINT_MAX;
+	return stood < ms ? ms - (unsigned)stood : 1;
+}
+
+// Logs why nothing was received, unless that was done. Returns r.
+static int not_received(struct migrate *m, int r, const char *when)
+{
 	if (r == -EINTR)
 		log_err("interrupted; the VM goes on here");
-	else if (r && r != -ECONNABORTED && r != -EPROTO && r != -EBADMSG) // these are logged
+	else if (r != -ECONNABORTED && r != -EPROTO && r != -EBADMSG) // these are logged
 		log_err("%s: %s, while %s", wire_peer(m->control), strerror(-r), when);
+	return r;
+}
+
+int migrate_expect(struct migrate *m, unsigned timeout_ms, size_t kind, const char *when, WireMsg **msg)
+{
+	unsigned left = migrate_standing_ms(m);
+	int r = wire_expect(m->control, timeout_ms < left ? timeout_ms : left, kind, msg);
+
+	return r ? not_received(m, r, when) : 0;
+}
+
+int migrate_sent(struct migrate *m, int r, const char *when)
+{
+	WireMsg *msg;
+
+	if (!r)
+		return 0;
+	// What it said before it closed the line is better than that it did.
+	if (wire_poll(m->control, 0) > 0 && !wire_receive(m->control, 1, &msg))
+		wire_msg__free_unpacked(msg, NULL);
+	log_err("%s: %s, while %s", wire_peer(m->control), strerror(-r), when);
 	return r;
 }
 
@@ -47,7 +79,7 @@ static int say_hello(struct migrate *m)
 	hello.software = SOFTWARE;
 	hello.token = (ProtobufCBinaryData){ .len = WIRE_TOKEN_LEN, .data = m->token };
 	msg.hello = &hello;
-	r = wire_send(m->control, &msg);
+	r = migrate_sent(m, wire_send(m->control, &msg), "it was greeted");
 	if (!r)
 		r = migrate_expect(m, HELLO_MS, offsetof(WireMsg, hello), "a greeting was waited for; is that a criu-vm lazy-pages server?", &answer);
 	if (r)
@@ -222,13 +254,15 @@ static int send_offer(struct migrate *m, VmEntry *vm)
 	offer.channels = m->o->channels;
 	offer.has_zstd = m->zstd;
 	offer.zstd = (uint32_t)m->o->zstd_level;
-	offer.run = m->src.was_running;
+	offer.run = m->offered_running = m->src.was_running;
 	offer.n_nets = m->nr_nets;
 	offer.nets = m->nets;
 	offer.vm_len = len;
 	msg.offer = &offer;
 	r = wire_send(m->control, &msg);
-	return r ? r : wire_send_document(m->control, WIRE_DOCUMENT_KIND__WIRE_DOC_VM, packed, len);
+	if (!r)
+		r = wire_send_document(m->control, WIRE_DOCUMENT_KIND__WIRE_DOC_VM, packed, len);
+	return migrate_sent(m, r, "the VM was offered");
 }
 
 static int open_channels(struct migrate *m, const WireAdmit *admit)
@@ -249,7 +283,7 @@ static int open_channels(struct migrate *m, const WireAdmit *admit)
 		m->nr_channels++;
 		r = open_line(m, WIRE_DATA, (uint8_t)i, &ch->conn);
 		if (!r)
-			r = wire_write(ch->conn, admit->key.data, admit->key.len);
+			r = migrate_sent(m, wire_write(ch->conn, admit->key.data, admit->key.len), "a data channel was opened");
 	}
 	return r ? r : migrate_send_init(m);
 }
@@ -258,36 +292,25 @@ static int open_channels(struct migrate *m, const WireAdmit *admit)
 static int wait_admitted(struct migrate *m, WireMsg **answer)
 {
 	uint64_t end = clock_now_ns() + ADMIT_MS * NSEC_PER_MSEC;
+	int r;
 
-	for (;;) {
-		int r = wire_poll(m->control, SAMPLE_MS);
-
+	do {
+		r = m->tracking ? migrate_sample(m) : 0;
+		if (r)
+			return r;
+		r = cmd_interrupted() ? -EINTR : wire_poll(m->control, SAMPLE_MS);
 		if (r > 0)
 			r = wire_receive(m->control, 1, answer);
 		else if (!r)
 			r = -ETIMEDOUT;
-		if (!r && !(*answer)->admit) {
-			log_err("%s does not say whether it admits the VM", wire_peer(m->control));
-			wire_msg__free_unpacked(*answer, NULL);
-			return -EPROTO;
-		}
-		if (r != -ETIMEDOUT) {
-			if (r == -ECONNRESET)
-				log_err("%s: the line is lost", wire_peer(m->control));
-			return r;
-		}
-		if (clock_now_ns() > end) {
-			log_err("%s does not answer the offer of the VM", wire_peer(m->control));
-			return r;
-		}
-		if (cmd_interrupted()) {
-			log_err("interrupted; the VM goes on here");
-			return -EINTR;
-		}
-		r = migrate_sample(m);
-		if (r)
-			return r;
-	}
+	} while (r == -ETIMEDOUT && clock_now_ns() < end);
+	if (r)
+		return not_received(m, r, "it was to say whether it admits the VM");
+	if ((*answer)->admit)
+		return 0;
+	log_err("%s does not say whether it admits the VM", wire_peer(m->control));
+	wire_msg__free_unpacked(*answer, NULL);
+	return -EPROTO;
 }
 
 int migrate_offer(void *ctx)
@@ -306,10 +329,14 @@ int migrate_offer(void *ctx)
 		r = wait_admitted(m, &answer);
 	if (r)
 		return r;
+	if (!m->tracking)
+		r = migrate_track_now(m);
 	snprintf(m->result->name, sizeof m->result->name, "%s", answer->admit->name);
 	m->result->budget = answer->admit->budget;
 	m->result->swap = answer->admit->swap;
-	r = open_channels(m, answer->admit);
+	memcpy(m->host_id, answer->admit->host.data, sizeof m->host_id);
+	if (!r)
+		r = open_channels(m, answer->admit);
 	wire_msg__free_unpacked(answer, NULL);
 	return r;
 }
@@ -330,10 +357,7 @@ static int send_state(struct migrate *m, WireDocumentKind kind, const uint8_t *c
 	if (packed)
 		device_state_entry__pack(&ds, packed);
 	source_free_device_state(&ds);
-	r = packed ? wire_send_document(m->control, kind, packed, len) : -ENOMEM;
-	if (r)
-		log_err("%s: %s, while the device state was sent", wire_peer(m->control), strerror(-r));
-	return r;
+	return packed ? migrate_sent(m, wire_send_document(m->control, kind, packed, len), "firmware and device state were sent") : -ENOMEM;
 }
 
 // Before the VM stands: then only those pages have to be sent that are not as they were.

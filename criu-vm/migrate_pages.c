@@ -66,6 +66,10 @@ int migrate_look_up(struct migrate *m)
 		log_err("interrupted; the VM goes on here");
 		return -EINTR;
 	}
+	if (migrate_standing_ms(m) <= 1) {
+		log_err("%s does not take what is left in time, and the VM stands; it goes on here", wire_peer(m->control));
+		return -ETIMEDOUT;
+	}
 	while (!r && wire_poll(m->control, 0) > 0) {
 		r = wire_receive(m->control, 1, &msg);
 		if (!r) {

@@ -4,7 +4,8 @@
 //
 //   STATE_DIR/migrations/        (CRIU_VM_STATE_DIR in the environment, or /var/lib/criu-vm); mode 0700
 //     TOKEN                      of the destination: "committed NAME" or "aborted". Made once, by whoever is first; never changed
-//     TOKEN.source               of the source: which VM it is that must not run before it is known what became of it
+//     TOKEN.source               of the source (migration_source.h)
+//     id                         16 random bytes: whose records these are
 //
 // The first one is the commit point. It is made by the pager of the VM when the source says COMMIT, or by who answers a source that asks;
 // renameat2(RENAME_NOREPLACE) lets one of them win, and folder and file are synced before anybody is told.
@@ -34,20 +35,5 @@ void migration_forget(const uint8_t token[WIRE_TOKEN_LEN]);
 // Removes aborted ones that are older than 30 days, and what killed processes have left; never a committed one.
 void migration_sweep(void);
 
-// A VM that is on its way.
-struct migration_source {
-	uint8_t token[WIRE_TOKEN_LEN];
-	pid_t pid;
-	uint64_t start; // process_start()
-	bool was_running;
-	char *vm;	// as it is found: pid or QMP socket
-	char *host;	// "HOST:PORT"
-	char *tls;	// folder of credentials, or NULL
-};
-
-// Synced before it returns. Replaces one with this token. Logs.
-int migration_source_save(const struct migration_source *s);
-// The one of this process, the caller's (migration_source_fini()); -ENOENT, silently: there is none; or -errno, logged. Records of processes that have ended, or of before the host was booted, are removed.
-int migration_source_find(pid_t pid, struct migration_source *s);
-void migration_source_remove(const uint8_t token[WIRE_TOKEN_LEN]);
-void migration_source_fini(struct migration_source *s);
+// Who answers for these records: made once, and lost with them. Blocks on the disk. Logs.
+int migration_host_id(uint8_t id[WIRE_TOKEN_LEN]);

@@ -172,6 +172,7 @@ int receive_answer(const struct receive_opts *o, int fd)
 	WireMsg m = WIRE_MSG__INIT;
 	enum migration_decision is;
 	char name[RUN_DIR_NAME_MAX + 1];
+	uint8_t host[WIRE_TOKEN_LEN] = { 0 };
 	struct wire_conn *c;
 	int err = wire_accept(fd, o->tls, ACCEPT_MS, &c);
 
@@ -186,6 +187,10 @@ int receive_answer(const struct receive_opts *o, int fd)
 		status.name = name;
 		set_running(o, name, &status);
 	}
+	if (migration_host_id(host))
+		status.state = WIRE_STATE__WIRE_UNKNOWN;
+	status.host.data = host;
+	status.host.len = sizeof host;
 	status.token.data = (uint8_t *)o->token;
 	status.token.len = WIRE_TOKEN_LEN;
 	m.status = &status;

@@ -21,11 +21,18 @@ static int admit(struct receive *rv)
 {
 	WireAdmit a = WIRE_ADMIT__INIT;
 	WireMsg m = WIRE_MSG__INIT;
+	uint8_t host[WIRE_TOKEN_LEN];
+	int err = migration_host_id(host);
+
+	if (err)
+		return err;
 
 	a.name = rv->r.name;
 	a.budget = rv->r.state.budget;
 	a.swap = rv->r.state.budget < rv->r.ram ? rv->r.nr_chunks * PV_CHUNK_SIZE : 0;
 	a.channels = rv->offer->offer->channels;
+	a.host.data = host;
+	a.host.len = sizeof host;
 	a.key.data = rv->key;
 	a.key.len = sizeof rv->key;
 	m.admit = &a;

@@ -33,8 +33,8 @@ struct source {
 	// The caller's.
 	const char *spec, *run_root; // the VM: pid, QMP socket
 	const char *taken;	     // "dumped", "migrated": for messages
-	// In the guardian, when the line to it was cut: is the VM to go on? word: the last that it was told, 0: none.
-	bool (*orphan)(void *ctx, char word);
+	// In the guardian, when the line to it was cut: does what is right for the VM. word: the last that it was told, 0: none.
+	void (*orphan)(void *ctx, char word);
 	void *ctx;
 	bool short_stop; // the standstill is short and has precedence over what else runs
 
@@ -92,13 +92,14 @@ void source_untrack(struct source *s);
 int source_stop(struct source *s);
 // Lets it go on, if it ran. Harmless if it does not stand.
 int source_go_on(struct source *s);
-// The same by a monitor alone, for who comes after a command that was killed. -errno, silent.
+// `cont` by a monitor alone, for who comes after a command that was killed. Waits until QEMU has answered, for two minutes. -EREMOTEIO:
+// it does not run, as QEMU says; else -errno. Silent.
 int source_say_cont(int monitor_fd);
 int source_freeze(struct source *s);
 void source_thaw(struct source *s);
 // All block I/O of a running VM that has begun by now is complete.
 int source_drain(struct source *s);
-// What the guardian is told, for orphan().
+// A byte that the guardian is told, for orphan(). Not 0.
 void source_tell_guardian(struct source *s, char word);
 // The guardian lets nothing run any more.
 void source_dismiss_guardian(struct source *s);

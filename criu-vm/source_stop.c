@@ -21,7 +21,7 @@
 #define KILL_TIMEOUT_NS (30 * NSEC_PER_SEC)
 #define KILL_POLL_MS 1000
 #define GO_ON_TIMEOUT_MS 120000
-#define GUARDIAN_LINGER_S 5
+#define GUARDIAN_ID "criu-vm-guardian"
 #define STANDSTILL_NICE (-20) // each of its many steps would wait for a CPU
 
 // What else it had open would live as long as it does: the protection of guest RAM, locks, a stream.
@@ -45,15 +45,43 @@ static void let_go_of_output(void)
 		dup2(null, fd);
 }
 
+// What QEMU says until it has answered that command, which it forgets if its client goes before; the killed command's answers may come first.
+static int wait_for_answer(int monitor_fd)
+{
+	uint64_t end = clock_now_ns() + GO_ON_TIMEOUT_MS * NSEC_PER_MSEC;
+	char text[8192];
+	size_t len = 0;
+
+	while (clock_now_ns() < end) {
+		struct pollfd p = { .fd = monitor_fd, .events = POLLIN };
+		char *line = text, *next;
+		ssize_t n;
+
+		if (poll(&p, 1, KILL_POLL_MS) <= 0)
+			continue;
+		n = read(monitor_fd, text + len, sizeof text - 1 - len);
+		if (n <= 0)
+			return n ? -errno : -EPIPE;
+		text[len += (size_t)n] = 0;
+		for (; (next = strchr(line, '\n')); line = next + 1) {
+			*next = 0;
+			if (strstr(line, GUARDIAN_ID))
+				return strstr(line, "\"error\"") ? -EREMOTEIO : 0;
+		}
+		len = strlen(line) < sizeof text / 2 ? strlen(line) : 0; // a line that long is another one's
+		memmove(text, line, len);
+	}
+	return -ETIMEDOUT;
+}
+
 int source_say_cont(int monitor_fd)
 {
-	static const char cont[] = "{\"execute\":\"cont\"}\n";
+	static const char cont[] = "\n{\"execute\":\"cont\",\"id\":\"" GUARDIAN_ID "\"}\n";
 	int flags = fcntl(monitor_fd, F_GETFL);
 
 	if (flags < 0 || fcntl(monitor_fd, F_SETFL, flags & ~O_NONBLOCK) < 0 || write(monitor_fd, cont, sizeof cont - 1) != (ssize_t)sizeof cont - 1)
 		return -errno;
-	sleep(GUARDIAN_LINGER_S); // QEMU forgets a command whose client has gone before it was run
-	return 0;
+	return wait_for_answer(monitor_fd);
 }
 
 static void __attribute__((noreturn)) be_guardian(struct source *s, int line)
@@ -67,8 +95,8 @@ static void __attribute__((noreturn)) be_guardian(struct source *s, int line)
 	keep_only(line, qmp_fd(s->vm->qmp));
 	while ((n = read(line, &next, 1)) == 1 && next)
 		word = next;
-	if (!n && s->orphan(s->ctx, word) && s->was_running)
-		source_say_cont(qmp_fd(s->vm->qmp));
+	if (!n)
+		s->orphan(s->ctx, word);
 	_exit(0);
 }
 
@@ -146,6 +174,15 @@ static int run_state(struct source *s, char *state, size_t size)
 	return r;
 }
 
+// What happened before the standstill is no business of still_stopped().
+static void forget_events(struct source *s)
+{
+	struct qmp_msg m;
+
+	while (!qmp_receive(s->vm->qmp, &m))
+		qmp_msg_fini(&m);
+}
+
 int source_stop(struct source *s)
 {
 	char state[32];
@@ -158,6 +195,7 @@ int source_stop(struct source *s)
 		log_err("QEMU %d is '%s' by now; nothing was %s", s->vm->pid, state, s->taken);
 		return -EAGAIN;
 	}
+	forget_events(s);
 	r = start_guardian(s);
 	if (r) {
 		log_err("cannot fork: %s", strerror(-r));

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs the suites that are named and adds their counts: what `make check` and `make asan` do after building.
 
-    check.py [--build DIR] SUITE[:VARIANT]...        SUITE: docs unit platform zdtm misuse now checkpoints compat life
+    check.py [--build DIR] SUITE[:VARIANT]...        SUITE: docs unit platform zdtm misuse now checkpoints compat life migration
                                                       fuzz (the inputs that are kept); VARIANT: a build variant, as asan
 
 Every suite prints its failures and skips in full, and all failures are printed once more behind the last one, where nobody can
@@ -153,7 +153,7 @@ def main():
             platform(count, build)
         elif suite == "docs":
             others(count, [sys.executable, "-B", "tests/docs.py", "--criu-vm", f"{build}/criu-vm"])
-        elif suite in ("misuse", "now", "checkpoints", "compat", "life"):
+        elif suite in ("misuse", "now", "checkpoints", "compat", "life", "migration"):
             others(count, [sys.executable, "-B", f"tests/{suite}.py", "--build", opts.build, "--criu-vm", f"{build}/criu-vm"])
         elif suite == "fuzz":
             others(count, [sys.executable, "-B", "tests/fuzz/run.py", "--replay", "--build", build])

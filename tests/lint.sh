@@ -10,7 +10,7 @@ scripts=$(git ls-files -co --exclude-standard '*.sh' '*.bash' .ci/run)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # shellcheck disable=SC2086,SC2016 # lists of names without spaces; "$@" is the inner shell's
-printf '%s\n' $sources | xargs -P "$(nproc)" -n 4 sh -c 'clang-tidy --quiet "$@" -- -std=gnu17 -D_GNU_SOURCE -I. -Ibuild/obj -I/usr/include/compel' tidy \
+printf '%s\n' $sources | xargs -P "$(nproc)" -n 4 sh -c 'clang-tidy --quiet "$@" -- -std=gnu17 -D_GNU_SOURCE -I. -Ibuild/obj -I/usr/include/compel -isystem /usr/include/libnl3' tidy \
 	2>"$log" || status=1
 grep -vE '^[0-9]+ warnings? (generated|treated as error)|^Suppressed|^Use -header-filter' "$log"
 

@@ -146,6 +146,8 @@ static const char *admit_fault(const void *msg)
 		return "the memory that the VM gets, or its swap image, is out of range";
 	if (!channels_ok(a->channels))
 		return "the number of channels is out of range";
+	if (a->host.len != WIRE_TOKEN_LEN)
+		return "its host's id is not 16 bytes long";
 	return a->key.len == WIRE_KEY_LEN ? NULL : "its key is not 16 bytes long";
 }
 
@@ -222,6 +224,8 @@ static const char *status_fault(const void *msg)
 		return "it is of no known state";
 	if (s->token.len != WIRE_TOKEN_LEN)
 		return "its token is not 16 bytes long";
+	if (s->host.len != WIRE_TOKEN_LEN)
+		return "its host's id is not 16 bytes long";
 	return !s->name || vm_name_ok(s->name) ? NULL : "the VM's name cannot be one";
 }
 

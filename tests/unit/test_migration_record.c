@@ -8,6 +8,7 @@
 
 #include "criu-vm/arrival.h"
 #include "criu-vm/migration_record.h"
+#include "criu-vm/migration_source.h"
 #include "criu-vm/process.h"
 #include "tests/unit/swap_fixture.h"
 #include "util/cleanup.h"
@@ -287,9 +288,17 @@ START_TEST(no_folder)
 }
 END_TEST
 
+static const char *own_pid(void)
+{
+	static char text[12];
+
+	snprintf(text, sizeof text, "%d", getpid());
+	return text;
+}
+
 static struct migration_source source(pid_t pid)
 {
-	struct migration_source s = { .pid = pid, .start = process_start(pid), .was_running = true, .vm = (char *)"/run/x \"y\"", .host = (char *)"[::1]:9723" };
+	struct migration_source s = { .pid = pid, .start = process_start(pid), .was_running = true, .vm = (char *)"/run/x \"y\"", .host = (char *)"[::1]:9723", .host_id = { 1, 2 } };
 
 	memcpy(s.token, token, sizeof token);
 	return s;
@@ -299,12 +308,12 @@ START_TEST(of_the_source)
 {
 	struct migration_source s = source(getpid()), found;
 
-	ck_assert_int_eq(migration_source_find(getpid(), &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(own_pid(), NULL, &found), -ENOENT);
 	ck_assert_int_eq(migration_source_save(&s), 0);
 	s.tls = (char *)"/etc/tls";
 	ck_assert_int_eq(migration_source_save(&s), 0);
-	ck_assert_int_eq(migration_source_find(getppid(), &found), -ENOENT);
-	ck_assert_int_eq(migration_source_find(getpid(), &found), 0);
+	ck_assert_int_eq(migration_source_find("1", NULL, &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(own_pid(), NULL, &found), 0);
 	ck_assert_mem_eq(found.token, token, sizeof token);
 	ck_assert_uint_eq(found.start, s.start);
 	ck_assert(found.was_running && found.pid == getpid());
@@ -314,8 +323,65 @@ START_TEST(of_the_source)
 	migration_source_fini(&found);
 	migration_source_remove(token);
 	migration_source_remove(token);
-	ck_assert_int_eq(migration_source_find(getpid(), &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(own_pid(), NULL, &found), -ENOENT);
 	ck_assert_uint_eq(nr_files(), 0);
+}
+END_TEST
+
+// Only what the last migration left is there to be acted upon, by whatever name.
+START_TEST(one_of_a_process)
+{
+	struct migration_source s = source(getpid()), found;
+	uint8_t first[WIRE_TOKEN_LEN];
+
+	memcpy(first, s.token, sizeof first);
+	s.name = (char *)"web";
+	ck_assert_int_eq(migration_source_save(&s), 0);
+	s.token[0] ^= 1;
+	ck_assert_int_eq(migration_source_save(&s), 0);
+	ck_assert_int_eq(migration_source_find("web", first, &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(s.vm, s.token, &found), 0);
+	ck_assert_mem_eq(found.host_id, s.host_id, sizeof found.host_id);
+	migration_source_fini(&found);
+	ck_assert_int_eq(migration_source_find("web", NULL, &found), 0);
+	ck_assert_mem_eq(found.token, s.token, sizeof found.token);
+	migration_source_fini(&found);
+	migration_source_remove(s.token);
+}
+END_TEST
+
+START_TEST(claim)
+{
+	struct migration_source s = source(getpid());
+	int fd, other;
+
+	ck_assert_int_eq(migration_source_claim(token, &fd), -ENOENT);
+	ck_assert_int_eq(migration_source_save(&s), 0);
+	ck_assert_int_eq(migration_source_claim(token, &fd), 0);
+	ck_assert_int_eq(migration_source_claim(token, &other), -EBUSY);
+	close(fd);
+	ck_assert_int_eq(migration_source_claim(token, &fd), 0);
+	migration_source_remove(token);
+	ck_assert_int_eq(migration_source_claim(token, &other), -ENOENT);
+	close(fd);
+}
+END_TEST
+
+START_TEST(host_id)
+{
+	uint8_t a[WIRE_TOKEN_LEN], b[WIRE_TOKEN_LEN];
+	char path[128];
+
+	ck_assert_int_eq(migration_host_id(a), 0);
+	ck_assert_int_eq(migration_host_id(b), 0);
+	ck_assert_mem_eq(a, b, sizeof a);
+	snprintf(path, sizeof path, "%s/id", folder);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(migration_host_id(b), 0);
+	ck_assert_mem_ne(a, b, sizeof a);
+	write_record(path, "no id");
+	ck_assert_int_lt(migration_host_id(b), 0);
+	ck_assert_int_eq(unlink(path), 0);
 }
 END_TEST
 
@@ -325,10 +391,10 @@ START_TEST(of_a_source_that_has_ended)
 
 	s.start++; // another process with our pid
 	ck_assert_int_eq(migration_source_save(&s), 0);
-	ck_assert_int_eq(migration_source_find(getpid(), &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(own_pid(), NULL, &found), -ENOENT);
 	ck_assert_uint_eq(nr_files(), 0);
 	write_record(file_of(".source"), "no JSON"); // whose it is nobody knows
-	ck_assert_int_eq(migration_source_find(getpid(), &found), -ENOENT);
+	ck_assert_int_eq(migration_source_find(own_pid(), NULL, &found), -ENOENT);
 	ck_assert_uint_eq(nr_files(), 1);
 	migration_source_remove(token);
 }
@@ -379,6 +445,9 @@ int main(void)
 		tcase_add_test(t, full_disk);
 	tcase_add_test(t, no_folder);
 	tcase_add_test(t, of_the_source);
+	tcase_add_test(t, one_of_a_process);
+	tcase_add_test(t, claim);
+	tcase_add_test(t, host_id);
 	tcase_add_test(t, of_a_source_that_has_ended);
 	tcase_add_test(t, of_an_arrival);
 	SRunner *r = srunner_create(s);

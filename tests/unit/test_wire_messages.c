@@ -213,6 +213,8 @@ START_TEST(admit_has_bounds)
 	refused(admit, s.admit.channels = 33);
 	refused(admit, s.admit.key.len = 15);
 	refused(admit, s.admit.key.len = 17);
+	refused(admit, s.admit.host.len = 15);
+	refused(status, s.status.host.len = 17);
 }
 END_TEST
 

@@ -72,7 +72,7 @@ static void sample_rest(void)
 	s.admit.budget = GiB;
 	s.admit.swap = 3 * GiB;
 	s.admit.channels = 2;
-	s.admit.key = (ProtobufCBinaryData){ 16, s.bytes };
+	s.admit.key = s.admit.host = (ProtobufCBinaryData){ 16, s.bytes };
 	s.piece.kind = WIRE_DOCUMENT_KIND__WIRE_DOC_SMALL;
 	s.piece.len = 5;
 	s.piece.data = (ProtobufCBinaryData){ 5, s.bytes };
@@ -84,7 +84,7 @@ static void sample_rest(void)
 	s.ready.reason = s.commit.reason = s.committed.reason = s.done.reason = s.keepalive.reason = "";
 	s.abort.reason = "it hurts";
 	s.status.state = WIRE_STATE__WIRE_COMMITTED;
-	s.status.token = (ProtobufCBinaryData){ 16, s.bytes };
+	s.status.token = s.status.host = (ProtobufCBinaryData){ 16, s.bytes };
 }
 
 // A new one of that kind.

@@ -7,7 +7,7 @@ GB  := $(B)/guest
 GS  := tests/zdtm/guest
 GCC := gcc
 
-BARE_GUESTS := memory touch timer smp disk rewrite
+BARE_GUESTS := memory touch timer smp disk rewrite idle
 BARE_CFLAGS := -std=gnu17 -O2 -g -Wall -Wextra -Wshadow -m64 -ffreestanding -fno-pic -no-pie -fno-stack-protector \
 	       -fno-asynchronous-unwind-tables -mno-red-zone -mgeneral-regs-only
 BARE_LDFLAGS := -nostdlib -static -Wl,--build-id=none,-z,max-page-size=4096,--no-warn-rwx-segments

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Who else may be on the wire of a migration: a client that is none, and one in the middle that spoils, cuts and stalls."""
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+
+from misuse_rig import check
+
+CONTROL, DATA, ASK = 1, 2, 3
+PREAMBLE_LEN = 32
+TOKEN = b"token of a test!"       # stands for one that is made anew for each conversation
+HELLO, OFFER, ADMIT, PIECE, ROUND_BEGIN, ROUND_DONE, COMMIT, DONE, ABORT, STATUS = 1, 2, 3, 4, 5, 6, 9, 12, 13, 14
+
+
+def preamble(kind, token=None, version=1, magic=b"CRIUVMW1", flags=0, channel=0):
+    return magic + struct.pack("<HBBB3x", version, kind, flags, channel) + (token or TOKEN)
+
+
+def varint(n):
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    return bytes(out + bytes([n]))
+
+
+def fields(**values):
+    """Protobuf: f1=5, f2=b"text", f3=[5, 6]."""
+    out = b""
+    for key, value in values.items():
+        for v in value if isinstance(value, list) else [value]:
+            nr = int(key[1:])
+            out += varint(nr << 3) + varint(v) if isinstance(v, int) else varint(nr << 3 | 2) + varint(len(v)) + v
+    return out
+
+
+def message(kind, content=b""):
+    body = fields(**{f"f{kind}": content})
+    return struct.pack("<I", len(body)) + body
+
+
+def hello(version=1, version_min=1, features=0):
+    return message(HELLO, fields(f1=version, f2=version_min, f3=features, f4=b"a test", f5=TOKEN))
+
+
+def parse(data):
+    """Kind and content of a message: its first field."""
+    def number(at):
+        n = shift = 0
+        while True:
+            n, shift, at = n | (data[at] & 127) << shift, shift + 7, at + 1
+            if data[at - 1] < 128:
+                return n, at
+    key, at = number(0)
+    length, at = number(at)
+    return key >> 3, data[at:at + length]
+
+
+class Client:
+    """Speaks with the server of a host, from the other one, and says what it likes."""
+
+    def __init__(self, host, to, first=b"", token=None):
+        self.token = token or os.urandom(16)
+        self.socket = host.socket()
+        self.socket.connect((to.listening["address"], to.listening["port"]))
+        self.send(first)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, data):
+        """An end that has closed its side has said what it thinks of it."""
+        with contextlib.suppress(ConnectionError):
+            self.socket.sendall(data.replace(TOKEN, self.token))
+
+    def read(self, nr):
+        data = b""
+        while len(data) < nr and (more := self.socket.recv(nr - len(data))):
+            data += more
+        return data
+
+    def receive(self):
+        """The next message but keepalives, as (kind, content); None: it was closed."""
+        while True:
+            try:
+                head = self.read(4)
+                body = self.read(struct.unpack("<I", head)[0]) if len(head) == 4 else b""
+            except ConnectionError:
+                return None
+            if not body:
+                return None
+            if (said := parse(body))[0] != 15:
+                return said
+
+    def is_closed(self, seconds):
+        """Before long, whatever is said before that. True if in time."""
+        self.socket.settimeout(seconds)
+        try:
+            while self.socket.recv(65536):
+                pass
+            return True
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+
+    def aborted(self, *words):
+        """With a reason, and closed."""
+        said = self.receive()
+        while said and said[0] != ABORT:
+            said = self.receive()
+        check(said, "it was closed without a word")
+        reason = parse(said[1])[1].decode(errors="replace")
+        for word in words:
+            check(word in reason, f"'{word}' is missing in the reason: {reason}")
+        check(self.is_closed(30), "it is not closed after an ABORT")
+        return reason
+
+
+class Proxy(threading.Thread):
+    """In the middle between host a, on which it listens, and the server of host b.
+
+    spoil: {kind: (direction, offset)}: a bit of the byte at that offset of a connection of that kind is flipped, once. cut: the same,
+    and all connections are closed there. stall: seconds for which nothing passes, from that offset on. counts: bytes so far.
+    token: that of whoever came last.
+    """
+
+    def __init__(self, rig, spoil=None, cut=None, stall=None, stall_seconds=0):
+        super().__init__(daemon=True)
+        self.rig, self.spoil, self.cut, self.stall, self.stall_seconds = rig, spoil, cut, stall, stall_seconds
+        self.happened, self.counts, self.lock, self.pairs, self.open, self.token = False, {}, threading.Lock(), [], True, None
+        self.listener = rig.a.socket()
+        self.listener.bind((rig.a.address, 0))
+        self.listener.listen(64)
+        self.listener.settimeout(0.2)
+        self.listening = dict(zip(("address", "port"), self.listener.getsockname()))
+        self.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.open = False
+        self.join()
+        self.listener.close()
+
+    def where(self):
+        return f"{self.listening['address']}:{self.listening['port']}"
+
+    def run(self):
+        while self.open:
+            try:
+                near, _ = self.listener.accept()
+            except TimeoutError:
+                continue
+            far = self.rig.a.socket()
+            try:
+                far.connect((self.rig.b.listening["address"], self.rig.b.listening["port"]))
+            except OSError:
+                near.close()
+                continue
+            threading.Thread(target=self.carry, args=(near, far), daemon=True).start()
+
+    def close_all(self):
+        for s in self.pairs:
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def due(self, what, kind, direction, begin, length):
+        """Offset in this piece at which that is to happen, or None."""
+        if not what or what[0] != kind or what[1] != direction or self.happened or not begin <= what[2] < begin + length:
+            return None
+        self.happened = True
+        return what[2] - begin
+
+    def treat(self, kind, direction, begin, data):
+        """The piece as it goes on, or None: all is cut."""
+        with self.lock:
+            if (at := self.due(self.spoil, kind, direction, begin, len(data))) is not None:
+                return data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]
+            if self.due(self.cut, kind, direction, begin, len(data)) is not None:
+                return None
+            if self.due(self.stall, kind, direction, begin, len(data)) is not None:
+                time.sleep(self.stall_seconds)          # all others wait for the lock
+        return data
+
+    def carry(self, near, far):
+        with near, far:
+            for s in (near, far):
+                s.settimeout(60)
+            self.pairs += [near, far]
+            kind, done = None, {near: 0, far: 0}
+            with contextlib.suppress(OSError):
+                while self.open:
+                    for s in select.select([near, far], [], [], 0.5)[0]:
+                        data = s.recv(65536)
+                        if not kind and len(data) >= PREAMBLE_LEN:
+                            kind, self.token = data[10], data[16:32]
+                        direction = "there" if s is near else "back"
+                        piece = self.treat(kind, direction, done[s], data) if data else None
+                        done[s] += len(data)
+                        with self.lock:
+                            self.counts[kind, direction] = max(done[s], self.counts.get((kind, direction), 0))
+                        if data and piece is None:
+                            self.close_all()
+                            return
+                        if not data:
+                            return
+                        (far if s is near else near).sendall(piece)
