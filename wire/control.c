@@ -7,21 +7,38 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "wire/messages_int.h"
 
-#define HEAD_LEN 4
+#define HEAD_LEN 12
 #define MSG_MS 60000 // for the rest of a message that has begun
+
+static void pack_head(uint8_t *buf, uint32_t len)
+{
+	uint64_t checksum = htole64(XXH3_64bits(buf + HEAD_LEN, len));
+
+	len = htole32(len);
+	memcpy(buf, &len, sizeof len);
+	memcpy(buf + sizeof len, &checksum, sizeof checksum);
+}
+
+static void parse_head(const uint8_t *buf, uint32_t *len, uint64_t *checksum)
+{
+	memcpy(len, buf, sizeof *len);
+	memcpy(checksum, buf + sizeof *len, sizeof *checksum);
+	*len = le32toh(*len);
+	*checksum = le64toh(*checksum);
+}
 
 int wire_send(struct wire_conn *c, const WireMsg *m)
 {
 	const char *fault = wire_msg_fault(m);
 	size_t len = fault ? 0 : wire_msg__get_packed_size(m);
 	_cleanup_free_ uint8_t *buf = NULL;
-	uint32_t head = htole32((uint32_t)len);
 	int ret;
 
 	if (!fault && len > WIRE_MSG_MAX)
@@ -33,8 +50,8 @@ int wire_send(struct wire_conn *c, const WireMsg *m)
 	buf = malloc(HEAD_LEN + len);
 	if (!buf)
 		return -ENOMEM;
-	memcpy(buf, &head, HEAD_LEN);
 	wire_msg__pack(m, buf + HEAD_LEN);
+	pack_head(buf, (uint32_t)len);
 	wire_lock(c);
 	ret = wire_write(c, buf, HEAD_LEN + len);
 	wire_unlock(c);
@@ -100,12 +117,15 @@ static int read_message(struct wire_conn *c, WireMsg **m)
 {
 	_cleanup_free_ uint8_t *buf = NULL;
 	const char *fault = NULL;
+	uint8_t head[HEAD_LEN];
+	uint64_t checksum;
 	uint32_t len;
 	int ret;
 
 	wire_set_deadline(c, clock_now_ns() + MSG_MS * NSEC_PER_MSEC);
-	ret = wire_read(c, &len, HEAD_LEN);
-	len = le32toh(len);
+	ret = wire_read(c, head, HEAD_LEN);
+	if (!ret)
+		parse_head(head, &len, &checksum);
 	if (!ret && len > WIRE_MSG_MAX) {
 		log_err("%s: sent a message of %u bytes, more than one can have", wire_peer(c), len);
 		ret = -EBADMSG;
@@ -117,7 +137,12 @@ static int read_message(struct wire_conn *c, WireMsg **m)
 	wire_set_deadline(c, 0);
 	if (ret)
 		return ret == -ETIMEDOUT ? -ECONNRESET : ret;
-	ret = wire_msg_parse(buf, len, m, &fault);
+	if (XXH3_64bits(buf, len) == checksum) {
+		ret = wire_msg_parse(buf, len, m, &fault);
+	} else {
+		ret = -EBADMSG;
+		fault = "its checksum is wrong";
+	}
 	if (ret)
 		log_err("%s: sent a message that is not accepted: %s", wire_peer(c), fault);
 	return ret;

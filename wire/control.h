@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The control channel: protobuf messages, each behind its length (u32, little-endian), at most WIRE_MSG_MAX bytes; documents in pieces.
+// The control channel: protobuf messages, each behind its length (u32) and the XXH3 of its bytes (u64), little-endian; at most WIRE_MSG_MAX bytes; documents
+// in pieces.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What comes on a control channel, then the line is closed. An input is messages, each behind its length (two bytes, little-endian; what
 // is left if there is less), which are framed here. The checksums of documents are put right.
+#include <endian.h>
 #include <errno.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -16,7 +17,7 @@
 #define LEN_MAX (32U << 10) // a socket takes that at once, framed
 #define DOC_MAX (2UL << 20)
 #define INPUT_HEAD 2
-#define HEAD 4
+#define HEAD 12
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -34,11 +35,15 @@ static void feed(int fd, const uint8_t *data, size_t len)
 	while (len > INPUT_HEAD) {
 		size_t n = data[0] | (size_t)data[1] << 8;
 
-		memcpy(at, (uint8_t[HEAD]){ data[0], data[1] }, HEAD);
-		at += HEAD;
+		uint64_t checksum;
+
+		memcpy(at, (uint8_t[4]){ data[0], data[1] }, 4);
 		data += INPUT_HEAD;
 		len -= INPUT_HEAD;
 		n = n < len ? n : len;
+		checksum = htole64(XXH3_64bits(data, n));
+		memcpy(at + 4, &checksum, sizeof checksum);
+		at += HEAD;
 		memcpy(at, data, n);
 		at += n;
 		data += n;

@@ -11,7 +11,7 @@
 #include "wire/document_int.h"
 #include "wire/messages_int.h"
 
-#define HEAD_LEN 4
+#define HEAD_LEN 12
 
 START_TEST(each_kind_arrives)
 {
@@ -46,10 +46,14 @@ START_TEST(each_kind_arrives)
 }
 END_TEST
 
+// Of the message behind it, where there can be one of that length.
 static void put_head(uint8_t *buf, uint32_t len)
 {
+	uint64_t checksum = len <= WIRE_MSG_MAX ? htole64(XXH3_64bits(buf + HEAD_LEN, len)) : 0;
+
 	len = htole32(len);
-	memcpy(buf, &len, HEAD_LEN);
+	memcpy(buf, &len, 4);
+	memcpy(buf + 4, &checksum, 8);
 }
 
 // What the other side is told by len bytes, after which it hangs up.
@@ -66,16 +70,21 @@ static int receive(const void *bytes, size_t len)
 	return ret;
 }
 
-START_TEST(every_truncation_is_found)
+START_TEST(every_truncation_and_change_is_found)
 {
 	size_t len;
 	uint8_t *packed = pack(sample(KIND(offer)), &len), *framed = malloc(HEAD_LEN + len);
 
-	put_head(framed, (uint32_t)len);
 	memcpy(framed + HEAD_LEN, packed, len);
+	put_head(framed, (uint32_t)len);
 	ok(receive(framed, HEAD_LEN + len));
 	for (size_t n = 0; n < HEAD_LEN + len; n++)
 		ck_assert_int_eq(receive(framed, n), -ECONNRESET);
+	for (size_t n = 4; n < HEAD_LEN + len; n++) {
+		framed[n] ^= 0x10;
+		ck_assert_int_eq(receive(framed, HEAD_LEN + len), -EBADMSG);
+		framed[n] ^= 0x10;
+	}
 	free(framed);
 	free(packed);
 }
@@ -105,17 +114,26 @@ START_TEST(a_length_that_lies_is_found)
 }
 END_TEST
 
+static int receive_message(const void *message, size_t len)
+{
+	uint8_t framed[64];
+
+	memcpy(framed + HEAD_LEN, message, len);
+	put_head(framed, (uint32_t)len);
+	return receive(framed, HEAD_LEN + len);
+}
+
 START_TEST(what_is_unknown_is_ignored_or_refused)
 {
-	static const uint8_t unknown_kind[] = { 5, 0, 0, 0, 0xfa, 0x07, 2, 0x08, 1 };		     // field 127
-	static const uint8_t unknown_field[] = { 8, 0, 0, 0, 0x4a, 6, 0x0a, 0, 0xfa, 0x07, 1, 'x' }; // in commit
-	static const uint8_t two_kinds[] = { 8, 0, 0, 0, 0x4a, 2, 0x0a, 0, 0x42, 2, 0x0a, 0 };	     // commit, ready
-	static const uint8_t empty_kind[] = { 2, 0, 0, 0, 0x4a, 0 };				     // commit without its reason
+	static const uint8_t unknown_kind[] = { 0xfa, 0x07, 2, 0x08, 1 };		 // field 127
+	static const uint8_t unknown_field[] = { 0x4a, 6, 0x0a, 0, 0xfa, 0x07, 1, 'x' }; // in commit
+	static const uint8_t two_kinds[] = { 0x4a, 2, 0x0a, 0, 0x42, 2, 0x0a, 0 };	 // commit, ready
+	static const uint8_t empty_kind[] = { 0x4a, 0 };				 // commit without its reason
 
-	ck_assert_int_eq(receive(unknown_kind, sizeof unknown_kind), -EPROTO);
-	ck_assert_int_eq(receive(unknown_field, sizeof unknown_field), 0);
-	ck_assert_int_eq(receive(two_kinds, sizeof two_kinds), -EBADMSG);
-	ck_assert_int_eq(receive(empty_kind, sizeof empty_kind), -EBADMSG);
+	ck_assert_int_eq(receive_message(unknown_kind, sizeof unknown_kind), -EPROTO);
+	ck_assert_int_eq(receive_message(unknown_field, sizeof unknown_field), 0);
+	ck_assert_int_eq(receive_message(two_kinds, sizeof two_kinds), -EBADMSG);
+	ck_assert_int_eq(receive_message(empty_kind, sizeof empty_kind), -EBADMSG);
 }
 END_TEST
 
@@ -496,7 +514,7 @@ static TCase *channel_case(void)
 	tcase_add_checked_fixture(tc, rig_quiet, rig_close);
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, each_kind_arrives, 0, (int)ARRAY_SIZE(kinds));
-	tcase_add_test(tc, every_truncation_is_found);
+	tcase_add_test(tc, every_truncation_and_change_is_found);
 	tcase_add_test(tc, a_length_that_lies_is_found);
 	tcase_add_test(tc, what_is_unknown_is_ignored_or_refused);
 	tcase_add_test(tc, another_message_is_not_expected);
