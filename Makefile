@@ -112,6 +112,10 @@ zdtm: deps ## all guests through all flavours
 	$(Q)$(MAKE) all guests
 	$(Q)python3 -B tests/zdtm/zdtm.py run
 
+life: deps ## all of what becomes of a VM when a part of it fails
+	$(Q)$(MAKE) all faulty guests
+	$(Q)python3 -B tests/life.py --build $(B) --long
+
 migration: deps ## every fault at every stage of a migration, the wire cut anywhere, twenty moves to and fro
 	$(Q)$(MAKE) all guests
 	$(Q)python3 -B tests/migration.py --build $(B) --long
@@ -134,4 +138,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check damage asan zdtm migration lint install clean help unit platform faulty
+.PHONY: all deps demo check damage asan zdtm migration lint install clean help unit platform faulty life

@@ -22,19 +22,16 @@ PROGRAM_TIMEOUT = 900
 CHECK_TIMEOUTS = {"CK_DEFAULT_TIMEOUT": "60", "CK_TIMEOUT_MULTIPLIER": "4"}     # of one check; others may keep all processors busy
 # Of zdtm's guests and flavours, those that fit into a check; `make zdtm` runs all.
 ZDTM_CHECK = [
-    ["-a", "tcg", "-t", "memory", "-f", "eager", "-f", "lazy-small", "-f", "fill", "-f", "predump", "-f", "predump-lazy", "-f", "running",
-     "-f", "running-chain", "-f", "background", "-f", "compressed", "-f", "merged", "-f", "streamed",
-     "-f", "paged", "-f", "paged-chain", "-f", "paged-running", "-f", "paged-background", "-f", "spoil"],
-    ["-a", "tcg", "-t", "linux", "-f", "lazy-small", "-f", "predump-lazy", "-f", "background", "-f", "paged-running"],
-    ["-a", "tcg", "-t", "memory-random", "-f", "lazy-small"],
-    ["-a", "tcg", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp",
-     "-t", "timer", "-t", "touch", "-f", "lazy-small"],
-    ["-a", "tcg", "-t", "disk", "-t", "disk-threads", "-t", "disk-uring", "-f", "lazy-small"],
+    ["-a", "tcg", "-t", "memory", "-f", "eager", "-f", "lazy-small", "-f", "fill", "-f", "predump", "-f", "running", "-f", "background",
+     "-f", "compressed", "-f", "merged", "-f", "streamed", "-f", "paged", "-f", "paged-running", "-f", "spoil"],
+    ["-a", "tcg", "-t", "linux", "-f", "lazy-small", "-f", "paged-running"],
+    ["-a", "tcg", "-t", "memory-memfd", "-t", "memory-file", "-t", "memory-numa", "-t", "memory-q35", "-t", "smp", "-f", "lazy-small"],
+    ["-a", "tcg", "-t", "disk", "-t", "disk-uring", "-f", "lazy-small"],
     ["-a", "tcg", "-t", "disk-deep", "-f", "predump"],      # the one that notices a pre-dump without its drain
-    ["-a", "tcg", "-t", "disk", "-f", "running-chain", "-f", "background", "-f", "paged-chain", "-f", "paged-background"],
-    ["-a", "tcg", "-t", "memory-memfd", "-f", "predump", "-f", "background"],
-    ["-a", "kvm", "-t", "memory", "-t", "smp", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "lazy-small"],
-    ["-a", "kvm", "-t", "disk", "-f", "predump-lazy", "-f", "background", "-f", "paged-running", "-f", "paged-background"],
+    ["-a", "tcg", "-t", "disk", "-f", "background", "-f", "paged-background"],
+    ["-a", "tcg", "-t", "memory-memfd", "-f", "predump"],
+    ["-a", "kvm", "-t", "memory", "-t", "disk", "-t", "timer", "-t", "touch", "-f", "lazy-small"],
+    ["-a", "kvm", "-t", "disk", "-f", "background", "-f", "paged-background"],
 ]
 # A variant is slow: a few VMs only.
 ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-small"]]
