@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "criu-vm/tap_int.h"
@@ -242,6 +243,21 @@ static int join(struct nl_sock *s, const struct link *tap, const struct tap_desc
 	return r || !d->filters ? r : set_vlans(s, tap, &bridge, d);
 }
 
+// A bridge without an address of its own takes the lowest of its ports', and another one when that port goes: whoever has sent to it
+// by the old one is not heard any more. So a tap's is high, as libvirt's are.
+static int set_high_address(struct nl_sock *s, const struct link *tap)
+{
+	uint8_t address[6];
+	int r = getrandom(address, sizeof address, 0) == sizeof address ? 0 : -EIO;
+
+	address[0] = 0xfe;
+	if (!r)
+		r = link_set_address(s, tap->index, address);
+	if (r)
+		log_err("network interface %s: cannot set its address: %s", tap->name, strerror(-r));
+	return r;
+}
+
 // The MTU first, or a bridge without one of its own would change with each new port.
 static int equip(const char *name, const struct tap_desc *d)
 {
@@ -257,6 +273,7 @@ static int equip(const char *name, const struct tap_desc *d)
 	if (r)
 		log_err("network interface %s: cannot set its MTU to %u: %s", name, d->mtu, strerror(-r));
 	r = r ?: be_silent(name);
+	r = r ?: set_high_address(s, &tap);
 	if (!r && *d->bridge)
 		r = join(s, &tap, d);
 	links_close(s);

@@ -29,6 +29,7 @@ void links_close(struct nl_sock *s);
 int link_get(struct nl_sock *s, const char *name, int index, struct link *l);
 int link_set_up(struct nl_sock *s, const char *name, bool up);
 int link_set_mtu(struct nl_sock *s, int index, unsigned mtu);
+int link_set_address(struct nl_sock *s, int index, const uint8_t address[6]);
 int link_set_master(struct nl_sock *s, int index, int master);
 
 // In ascending order; there is room for TAP_VLANS_MAX.

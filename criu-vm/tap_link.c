@@ -238,6 +238,17 @@ int link_set_mtu(struct nl_sock *s, int index, unsigned mtu)
 	return set_u32(s, index, IFLA_MTU, mtu);
 }
 
+int link_set_address(struct nl_sock *s, int index, const uint8_t address[6])
+{
+	struct nl_msg *m = request(RTM_NEWLINK, NLM_F_ACK, &(struct ifinfomsg){ .ifi_index = index });
+
+	if (m && nla_put(m, IFLA_ADDRESS, 6, address)) {
+		nlmsg_free(m);
+		return -ENOMEM;
+	}
+	return ask(s, m, NULL, NULL);
+}
+
 int link_set_master(struct nl_sock *s, int index, int master)
 {
 	return set_u32(s, index, IFLA_MASTER, (uint32_t)master);

@@ -25,7 +25,8 @@ def lan(rig):
     subprocess.run(["ip", "link", "add", "lan", "netns", ends[0], "type", "veth", "peer", "name", "lan", "netns", ends[1]],
                    check=True, capture_output=True)
     for host in rig.hosts.values():
-        for line in ("link add br0 type bridge", "link set lan master br0", "link set lan up", "link set br0 up"):
+        mac = f"02:00:00:00:00:0{1 + (host is rig.b)}"     # its own, so that it is not that of a tap which comes and goes
+        for line in (f"link add br0 address {mac} type bridge", "link set lan master br0", "link set lan up", "link set br0 up"):
             host.run("ip", *line.split())
     rig.a.run("ip", "address", "add", f"{PEER}/24", "dev", "br0")
     for host in rig.hosts.values():

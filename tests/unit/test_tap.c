@@ -113,6 +113,24 @@ START_TEST(frames_pass_while_up)
 }
 END_TEST
 
+// A bridge takes the lowest address of its ports, and its peers would not find it any more.
+START_TEST(bridge_keeps_its_address)
+{
+	struct tap_desc d = { .mtu = 1500, .bridge = "br0" };
+
+	enter_empty_network();
+	must("ip link add v0 address f6:ff:ff:ff:ff:ff type veth peer name v1 && ip link add br0 type bridge && ip link set v0 master br0");
+	for (unsigned i = 0; i < 4; i++) {
+		char name[IFNAMSIZ];
+		int fd;
+
+		ck_assert_int_eq(tap_create(&d, NULL, name, &fd, 1), 0);
+		must("ip -o link show br0 | grep -q f6:ff:ff:ff:ff:ff");
+		close(fd);
+	}
+}
+END_TEST
+
 // ---- what is made is what is described
 
 START_TEST(made_as_described)
@@ -352,6 +370,7 @@ int main(void)
 		return 77;
 	log_init(-1, LOG_ERROR, NULL, false);
 	tcase_add_test(t, frames_pass_while_up);
+	tcase_add_test(t, bridge_keeps_its_address);
 	tcase_add_test(t, made_as_described);
 	tcase_add_test(t, host_is_silent);
 	tcase_add_loop_test(t, vlans_made_as_described, 0, ARRAY_SIZE(vlans));
