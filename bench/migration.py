@@ -166,7 +166,7 @@ class Bench(Runner):
     @contextlib.contextmanager
     def server(self, host):
         """For one VM; it ends by itself when that has arrived."""
-        line = [self.criu_vm_file, "lazy-pages", "--once", "--address", ADDRESS[host], "--insecure", "--run-dir", f"{self.tmp}/{host}/run",
+        line = [self.criu_vm_file, "lazy-pages", "--once", "--address", ADDRESS[host], "--insecure", "--user", "root", "--run-dir", f"{self.tmp}/{host}/run",
                 "-o", f"{self.tmp}/{host}/log", "--json"]
         server = self.start(self.hosts.on(host, *line), env=self.environment_of(host), stdout=subprocess.PIPE, text=True)
         try:

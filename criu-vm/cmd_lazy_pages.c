@@ -12,6 +12,7 @@
 #include "criu-vm/cmd.h"
 #include "criu-vm/leftovers.h"
 #include "criu-vm/migration_record.h"
+#include "criu-vm/receive.h"
 #include "criu-vm/replace.h"
 #include "criu-vm/server.h"
 #include "criu-vm/supervisor.h"
@@ -133,6 +134,7 @@ static int serve(struct lazy_pages_opts *o, const struct cmd_common *common)
 	o->server.json = common->json;
 	leftovers_remove();
 	migration_sweep();
+	receive_tidy_all(common->run_dir);
 	return server_run(&o->server);
 }
 

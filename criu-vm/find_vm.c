@@ -23,6 +23,10 @@ static int find_name(const char *run_root, const char *name, char *spec, size_t 
 		log_err("VM '%s' does not run: its QEMU has ended, or has not started yet", name);
 		r = -ESRCH;
 	}
+	if (!r && s.arriving && !run_dir_has(&rd, "running")) {
+		log_err("VM '%s' is arriving from another host, and does not run here yet", name);
+		r = -ESRCH;
+	}
 	if (!r)
 		run_dir_file(&rd, "commands.sock", spec, size);
 	vm_state_fini(&s);

@@ -108,8 +108,12 @@ int migrate_find_hot_pages(struct migrate *m)
 {
 	_cleanup_free_ uint64_t *hvas = NULL;
 	size_t nr, page;
+	int r;
+
+	if (m->result->budget >= m->src.ram_len) // all of it will be in memory
+		return 0;
 	// What a VM in private virtual memory executes is resident, so it is hot already; and no page table is to be paged in for this.
-	int r = qemu_hot_pages(m->src.vm, !ram_is_paged(m->src.ram), &hvas, &nr);
+	r = qemu_hot_pages(m->src.vm, !ram_is_paged(m->src.ram), &hvas, &nr);
 
 	if (r)
 		return r;
@@ -128,5 +132,5 @@ const struct hot_pages *migrate_hot_pages_of(const struct migrate *m, uint64_t c
 {
 	struct hot_pages key = { .chunk = chunk };
 
-	return m->last ? bsearch(&key, m->hot, m->nr_hot, sizeof *m->hot, by_chunk) : NULL;
+	return m->last && m->nr_hot ? bsearch(&key, m->hot, m->nr_hot, sizeof *m->hot, by_chunk) : NULL;
 }

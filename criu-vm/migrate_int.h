@@ -33,6 +33,7 @@ struct chunk_pages {
 	uint64_t due[CHUNK_WORDS];     // what it may have that is old
 	uint64_t content[CHUNK_WORDS]; // of that, to be sent in this round
 	uint64_t zero[CHUNK_WORDS];    // to become zero there
+	uint64_t file[CHUNK_WORDS];    // when last looked at: not QEMU's own, but those of the file that it maps privately
 };
 
 struct worker {
@@ -40,6 +41,8 @@ struct worker {
 	pthread_t thread;
 	char *buf; // a chunk
 	bool started;
+	bool quick; // what was read here can be looked at again in no time
+	uint64_t read_ns, nr_read, look_ns, nr_looked; // of the round; pages
 };
 
 struct channel {
@@ -47,9 +50,9 @@ struct channel {
 	struct wire_conn *conn;
 	struct worker *workers;
 	unsigned nr_working; // under the migration's lock
-	pthread_mutex_t lock; // of the rest
+	uint64_t next; // atomic: where the next chunk of the round is looked for: all are gone through twice, the hot ones in the end
+	pthread_mutex_t lock; // of the rest: who sends
 	struct wire_pages *pages;
-	uint64_t next; // where the next chunk of the round is looked for: all are gone through twice, the hot ones in the end
 	uint64_t frames, nr_pages, nr_zero; // of the round
 };
 
@@ -93,9 +96,17 @@ struct migrate {
 	int err;		    // of the first worker that failed
 	uint64_t next_byte_ns;	    // --max-bandwidth: when the next byte may go
 	uint64_t bytes;		    // sent in this round
+	uint64_t read_ns, nr_read;  // what reading took of a CPU, in all rounds; pages
+	uint64_t look_ns, nr_looked; // and looking whether they are zero by now
+	bool quick_look;	    // which takes next to no time
 	struct progress progress;
 
-	uint64_t dirty_rate, rate;  // bytes a second, as measured
+	uint64_t dirty_rate, rate;  // bytes a second of the VM's memory, as measured
+	uint64_t choosing_ns;	    // to find what was written
+	uint64_t least_idle_ns;	    // a standstill with nothing to send, as foreseen; the least so far
+	uint64_t trip_ns;	    // from the end of a short round until the destination had it; 0: there was none
+	uint64_t nr_again;	    // pages that the last round has to look at, written or not
+	bool looks;		    // that takes so little time that each round does it
 
 	bool said_commit, committed, undecided;
 };
@@ -129,6 +140,8 @@ int migrate_precopy(void *ctx);
 int migrate_last(void *ctx);
 
 // migrate_pages.c
+// What was sent of the block is looked at again, in the last round: some of it may be zero by now, and nobody can tell.
+bool migrate_looks_again(const struct migrate *m, uint32_t block);
 // All that is to be sent of what ram_take() has found; first: all there is. Counts the pages.
 int migrate_choose(struct migrate *m, bool first, bool last, uint64_t *nr_pages);
 // Sends it; returns when it is sent, not when it has come. Looks at the control channel meanwhile.

@@ -20,14 +20,34 @@ static bool is_idle(const struct migrate *m, uint32_t block, uint64_t chunk, con
 	return bitmap_empty(ram_written(m->src.ram, block, chunk), CHUNK_PAGES) && bitmap_empty(c->due, CHUNK_PAGES);
 }
 
-static int choose_chunk(struct migrate *m, uint32_t block, uint64_t chunk, bool first, struct chunk_pages *c)
+// Of a private mapping of a file a page that is the file's always counts as written. While the file stands it is as it was.
+static int choose_of_file(struct migrate *m, uint32_t block, uint64_t chunk, bool stands, const uint64_t present[CHUNK_WORDS],
+			  uint64_t unchanged[CHUNK_WORDS], struct chunk_pages *c)
 {
-	uint64_t present[CHUNK_WORDS], unchanged[CHUNK_WORDS] = { 0 };
+	uint64_t copied[CHUNK_WORDS];
+	int r = ram_copied(m->src.ram, block, chunk, copied);
+
+	for (unsigned w = 0; !r && w < CHUNK_WORDS; w++) {
+		uint64_t file = present[w] & ~copied[w];
+
+		unchanged[w] &= ~file & ~c->file[w];
+		unchanged[w] |= stands ? file & c->file[w] : 0;
+		c->file[w] = file;
+	}
+	return r;
+}
+
+static int choose_chunk(struct migrate *m, uint32_t block, uint64_t chunk, bool first, bool stands, struct chunk_pages *c)
+{
+	uint64_t present[CHUNK_WORDS], unchanged[CHUNK_WORDS];
+	const uint64_t *written = ram_written(m->src.ram, block, chunk);
 	int r = ram_present(m->src.ram, block, chunk, present);
 
-	if (!r && !first)
-		r = ram_unchanged(m->src.ram, block, chunk, present, unchanged);
-	for (unsigned w = 0; w < CHUNK_WORDS; w++) {
+	for (unsigned w = 0; !r && w < CHUNK_WORDS; w++)
+		unchanged[w] = first ? 0 : present[w] & ~written[w];
+	if (!r && ram_is_of_file(m->src.ram, block))
+		r = choose_of_file(m, block, chunk, stands && !first, present, unchanged, c);
+	for (unsigned w = 0; !r && w < CHUNK_WORDS; w++) {
 		c->due[w] |= (present[w] & ~unchanged[w]) | (c->sent[w] & ~present[w]);
 		c->content[w] = c->due[w] & present[w];
 		c->zero[w] = c->due[w] & c->sent[w] & ~present[w];
@@ -35,23 +55,41 @@ static int choose_chunk(struct migrate *m, uint32_t block, uint64_t chunk, bool 
 	return r;
 }
 
-// Memory that was given back is told by what is not there any more, or is zero: all of it is looked at, once it changes no more.
-int migrate_choose(struct migrate *m, bool first, bool last, uint64_t *nr_pages)
+bool migrate_looks_again(const struct migrate *m, uint32_t block)
 {
-	bool all = first || (last && m->src.tracked.discards);
+	return m->src.tracked.discards && ram_hides_discards(m->src.ram, block);
+}
+
+static int choose_block(struct migrate *m, uint32_t b, bool first, bool last, uint64_t *nr_pages)
+{
+	// Who gives memory back makes a page that it wrote the file's again.
+	bool stands = ram_is_of_file(m->src.ram, b) && ram_file_stands(m->src.ram, b) && !m->src.tracked.discards;
+	bool all = first || (last && m->src.tracked.discards) || (ram_is_of_file(m->src.ram, b) && !stands);
+	bool again = migrate_looks_again(m, b);
 	int r = 0;
 
-	*nr_pages = 0;
-	for (uint32_t b = 0; b < m->src.nr_guest; b++)
-		for (uint64_t i = 0; !r && i < DIV_ROUND_UP(m->src.blocks[b].len, CHUNK_SIZE); i++) {
-			struct chunk_pages *c = &m->chunks[m->first[b] + i];
+	for (uint64_t i = 0; !r && i < DIV_ROUND_UP(m->src.blocks[b].len, CHUNK_SIZE); i++) {
+		struct chunk_pages *c = &m->chunks[m->first[b] + i];
 
-			memset(c->content, 0, sizeof c->content);
-			memset(c->zero, 0, sizeof c->zero);
-			if (all || !is_idle(m, b, i, c))
-				r = choose_chunk(m, b, i, first, c);
-			*nr_pages += bitmap_count(c->content, CHUNK_PAGES);
-		}
+		memset(c->content, 0, sizeof c->content);
+		memset(c->zero, 0, sizeof c->zero);
+		if (all || !is_idle(m, b, i, c))
+			r = choose_chunk(m, b, i, first, stands, c);
+		*nr_pages += bitmap_count(c->content, CHUNK_PAGES);
+		m->nr_again += again ? bitmap_count(c->sent, CHUNK_PAGES) : 0;
+	}
+	return r;
+}
+
+// Memory that was given back is told by what is not there any more: all of it is looked at, once it changes no more. What was touched
+// again since is zero: those who send find that.
+int migrate_choose(struct migrate *m, bool first, bool last, uint64_t *nr_pages)
+{
+	int r = 0;
+
+	*nr_pages = m->nr_again = 0;
+	for (uint32_t b = 0; !r && b < m->src.nr_guest; b++)
+		r = choose_block(m, b, first, last, nr_pages);
 	return r;
 }
 
@@ -93,11 +131,11 @@ static int wait_sent(struct migrate *m)
 		struct timespec end;
 		int timeout;
 
-		clock_gettime(CLOCK_REALTIME, &end);
+		clock_gettime(CLOCK_MONOTONIC, &end);
 		end.tv_nsec += LOOK_MS * (long)NSEC_PER_MSEC;
 		end.tv_sec += end.tv_nsec / (long)NSEC_PER_SEC;
 		end.tv_nsec %= (long)NSEC_PER_SEC;
-		timeout = pthread_cond_timedwait(&m->changed, &m->lock, &end);
+		timeout = pthread_cond_clockwait(&m->changed, &m->lock, CLOCK_MONOTONIC, &end);
 		if (timeout) {
 			pthread_mutex_unlock(&m->lock);
 			r = migrate_look_up(m);

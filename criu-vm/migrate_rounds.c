@@ -6,12 +6,21 @@
 // time than the line carries, each round is shorter than the one before. After each the standstill is foreseen that would
 // follow if this were the last,
 //
-//	what was written meanwhile / bytes a second, as measured  +  what a standstill takes beside (device state, the disks, the commit)
+//	  what was written meanwhile, and what the VM will write before it stands (LAG_NS), over the rate
+//	+ what an idle VM takes:
+//	    device state, the disks, the freezer, the commit                       OVERHEAD_NS
+//	    to find what was written                                               as it took this time
+//	    round trips                                                            ROUND_TRIPS times that of a short round
+//	    to look at all that was sent again, where memory may have been given back without a trace     over the rate of that, or of reading
 //
 // and if that is within --downtime-limit the VM is stopped. This is what every pre-copy does (Clark et al., "Live Migration of
-// Virtual Machines", NSDI 2005). When STALLED rounds in a row did not make it shorter by a tenth, more of them will not either.
+// Virtual Machines", NSDI 2005). When STALLED rounds in a row did not make it shorter by a tenth, more of them will not either. Rates
+// are of the VM's memory, before it is compressed. A second round is made anyway if it is short: it measures the round trip.
+//
+// What an idle VM takes is not made less by rounds: a limit below it is refused, without more of them. A paused VM needs none.
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "criu-vm/migrate_int.h"
 #include "util/clock.h"
@@ -22,7 +31,10 @@
 #define MAX_ROUNDS 100
 #define OVERHEAD_NS (15 * NSEC_PER_MSEC)
 #define FEW_PAGES 128 // the destination keeps room for twice as many, at least
-#define SMALL_ROUND (256 * KiB) // takes too short to measure a rate by
+#define LAG_NS (30 * NSEC_PER_MSEC) // from the last look to the standstill
+#define ROUND_TRIPS 3		    // the round, the state, the commit
+#define SMALL_ROUND (256 * KiB)	    // takes too short to measure a rate by
+#define UNKNOWN_RATE (16 * MiB)	    // until one was measured
 
 // Written pages are taken, then what the disks were writing to them has ended, then they are read (mm/track.h, ram.h).
 static int take(struct migrate *m)
@@ -32,22 +44,80 @@ static int take(struct migrate *m)
 	return r || m->src.standing ? r : source_drain(&m->src);
 }
 
-static uint64_t foreseen_ns(const struct migrate *m, uint64_t nr_pages)
+static double rate_of(uint64_t bytes, uint64_t ns)
 {
-	return OVERHEAD_NS + (m->rate ? (uint64_t)((double)(nr_pages * PAGE_SIZE) * 1e9 / (double)m->rate) : 0);
+	return (double)bytes * 1e9 / (double)(ns ? ns : 1);
 }
 
-static int send_round(struct migrate *m)
+static uint64_t look_again_ns(const struct migrate *m)
 {
-	uint64_t begun = clock_now_ns(), ns;
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN), readers = m->nr_channels * m->nr_workers;
+	double rate = m->nr_looked ? rate_of(m->nr_looked, m->look_ns) : rate_of(m->nr_read, m->read_ns);
+
+	rate *= (double)(readers < cpus ? readers : cpus);
+	return rate > 0 ? (uint64_t)((double)m->nr_again * 1e9 / rate) : 0;
+}
+
+static uint64_t idle_ns(const struct migrate *m)
+{
+	return OVERHEAD_NS + m->choosing_ns + ROUND_TRIPS * m->trip_ns + look_again_ns(m);
+}
+
+// The bytes that are to be sent while the VM stands.
+static double foreseen_bytes(const struct migrate *m, uint64_t nr_pages)
+{
+	return (double)(nr_pages * PAGE_SIZE) + (double)m->dirty_rate * (double)LAG_NS / 1e9;
+}
+
+static uint64_t foreseen_ns(const struct migrate *m, uint64_t nr_pages)
+{
+	return idle_ns(m) + (uint64_t)(foreseen_bytes(m, nr_pages) * 1e9 / (double)(m->rate ? m->rate : UNKNOWN_RATE));
+}
+
+// Pages that are zero cost next to nothing, so they do not count; unless there is nothing else to measure by.
+static void measure(struct migrate *m, uint64_t nr_pages, uint64_t round_ns, uint64_t trip_ns)
+{
+	uint64_t nr_sent = 0;
+
+	for (unsigned i = 0; i < m->nr_channels; i++)
+		nr_sent += m->channels[i].nr_pages;
+	if (!m->rate && nr_sent * PAGE_SIZE < SMALL_ROUND)
+		nr_sent = nr_pages;
+	if (nr_sent * PAGE_SIZE >= SMALL_ROUND)
+		m->rate = (uint64_t)rate_of(nr_sent * PAGE_SIZE, round_ns);
+	else if (nr_pages * PAGE_SIZE < SMALL_ROUND)
+		m->trip_ns = trip_ns;
+}
+
+static int send_round(struct migrate *m, uint64_t nr_pages)
+{
+	uint64_t begun = clock_now_ns(), sent;
 	int r = migrate_send_round(m);
 
+	sent = clock_now_ns();
 	if (!r)
 		r = migrate_round_taken(m);
-	ns = clock_now_ns() - begun;
-	if (!r && (m->bytes >= SMALL_ROUND || !m->rate))
-		m->rate = (uint64_t)((double)(m->bytes ? m->bytes : 1) * 1e9 / (double)(ns ? ns : 1));
+	if (!r)
+		measure(m, nr_pages, clock_now_ns() - begun, clock_now_ns() - sent);
 	return r;
+}
+
+static int take_and_choose(struct migrate *m, bool first, uint64_t *nr_pages)
+{
+	uint64_t begun = clock_now_ns();
+	int r = take(m);
+
+	if (!r)
+		r = migrate_choose(m, first, false, nr_pages);
+	m->choosing_ns = clock_now_ns() - begun;
+	return r;
+}
+
+static int refuse_limit(const struct migrate *m)
+{
+	log_err("--downtime-limit %u is less than even an idle VM takes: about %lu ms. It runs on here", m->o->downtime_ms,
+		m->least_idle_ns / NSEC_PER_MSEC + 1);
+	return -EAGAIN;
 }
 
 // What would have to be different for this VM to get away.
@@ -55,12 +125,12 @@ static int give_up(struct migrate *m, uint64_t nr_pages)
 {
 	char dirty[16], rate[16], left[16], need[16];
 	uint64_t ns = foreseen_ns(m, nr_pages), within = (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC;
-	uint64_t for_pages = within > OVERHEAD_NS ? within - OVERHEAD_NS : NSEC_PER_MSEC;
+	uint64_t for_pages = within > idle_ns(m) ? within - idle_ns(m) : NSEC_PER_MSEC;
 
 	log_err("pre-copy does not get to an end: in %u rounds %s are left each time; the VM writes to about %s a second, the line carries %s a "
 		"second. To move it this way takes --downtime-limit %lu, or a line of %s a second, or a VM that writes less. It runs on here",
 		m->round, size_format(nr_pages * PAGE_SIZE, left), size_format(m->dirty_rate, dirty), size_format(m->rate, rate),
-		ns / NSEC_PER_MSEC + 1, size_format((uint64_t)((double)(nr_pages * PAGE_SIZE) * 1e9 / (double)for_pages), need));
+		ns / NSEC_PER_MSEC + 1, size_format((uint64_t)(foreseen_bytes(m, nr_pages) * 1e9 / (double)for_pages), need));
 	return -EAGAIN;
 }
 
@@ -72,6 +142,22 @@ static void tell(struct migrate *m, uint64_t nr_pages)
 		 size_format(m->dirty_rate, dirty), size_format(nr_pages * PAGE_SIZE, left), foreseen_ns(m, nr_pages) / NSEC_PER_MSEC);
 }
 
+// The VM can be stopped now; or -EAGAIN, logged: its standstill will never be as short as it is to be; or -EALREADY: another round.
+static int may_stop(struct migrate *m, uint64_t nr_pages)
+{
+	uint64_t limit = (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC, idle = idle_ns(m);
+
+	if (!m->src.was_running && !nr_pages)
+		return 0;
+	if (m->round == 1 || idle < m->least_idle_ns)
+		m->least_idle_ns = idle;
+	if (m->round > 1 && m->least_idle_ns > limit) // one look may have waited for a slow disk
+		return refuse_limit(m);
+	if (!m->trip_ns && m->round == 1 && nr_pages * PAGE_SIZE < SMALL_ROUND)
+		return -EALREADY;
+	return foreseen_ns(m, nr_pages) <= limit ? 0 : -EALREADY;
+}
+
 static void begin_progress(struct migrate *m, uint64_t nr_pages)
 {
 	static const char *const what[] = { "round 1: all of memory", "round 2: what was written since", "round 3: what was written since",
@@ -80,43 +166,53 @@ static void begin_progress(struct migrate *m, uint64_t nr_pages)
 	progress_begin(&m->progress, what[m->round < ARRAY_SIZE(what) ? m->round : ARRAY_SIZE(what) - 1], nr_pages * PAGE_SIZE);
 }
 
+// After an error some may be sending still.
+static void end_progress(struct migrate *m)
+{
+	pthread_mutex_lock(&m->lock);
+	progress_end(&m->progress);
+	pthread_mutex_unlock(&m->lock);
+}
+
 // Leaves due what a further round would send.
 int migrate_precopy(void *ctx)
 {
 	struct migrate *m = ctx;
-	uint64_t limit = (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC, nr_pages, least = UINT64_MAX, taken_ns = clock_now_ns();
+	uint64_t nr_pages, least = UINT64_MAX, taken_ns = clock_now_ns();
 	unsigned stalled = 0;
-	int r = take(m);
+	int r;
 
-	if (!r)
-		r = migrate_choose(m, true, false, &nr_pages);
+	m->least_idle_ns = OVERHEAD_NS;
+	if (m->src.was_running && OVERHEAD_NS > (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC)
+		return refuse_limit(m);
+	r = take_and_choose(m, true, &nr_pages);
 	while (!r) {
 		uint64_t now, written;
 
 		begin_progress(m, nr_pages);
-		r = send_round(m);
-		progress_end(&m->progress);
+		r = send_round(m, nr_pages);
+		end_progress(m);
 		if (!r)
 			r = migrate_look_up(m);
+		if (!r && m->round == 1) // not later: it takes a while, in which the VM writes
+			r = migrate_find_hot_pages(m);
 		if (!r)
-			r = take(m);
-		if (!r)
-			r = migrate_choose(m, false, false, &nr_pages);
+			r = take_and_choose(m, false, &nr_pages);
 		if (r)
 			break;
 		now = clock_now_ns();
 		written = nr_pages * PAGE_SIZE;
-		m->dirty_rate = (uint64_t)((double)written * 1e9 / (double)(now - taken_ns));
+		m->dirty_rate = (uint64_t)rate_of(written, now - taken_ns);
 		taken_ns = now;
 		tell(m, nr_pages);
-		if (foreseen_ns(m, nr_pages) <= limit)
+		r = may_stop(m, nr_pages);
+		if (r != -EALREADY)
 			break;
 		stalled = written < least - least / 10 ? 0 : stalled + 1;
 		least = written < least ? written : least;
-		if (stalled >= STALLED || m->round >= MAX_ROUNDS)
-			r = give_up(m, nr_pages);
+		r = stalled >= STALLED || m->round >= MAX_ROUNDS ? give_up(m, nr_pages) : 0;
 	}
-	return r ? r : migrate_find_hot_pages(m);
+	return r;
 }
 
 // The VM stands: what it has written since the last choice, and what was chosen then.

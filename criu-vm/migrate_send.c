@@ -5,11 +5,15 @@
 //	a channel   a connection; a chunk always goes over the same one, so that what is sent of it twice comes in order
 //	a worker    a thread of a channel: takes the channel's next chunk, reads it, and sends it under the channel's lock
 //
-// Of QEMU's memory one worker keeps a channel busy. Of a VM in private virtual memory some read the swap image at once.
+// Of QEMU's memory one worker keeps a channel busy. Of a VM in private virtual memory some read the swap image at once; and of one that
+// gives memory back some look at all that was sent again, in the last round at the latest: a page of shared memory that was given back, and
+// touched again, counts as not written, but is zero. What was never sent is zero there anyway.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "criu-vm/migrate_int.h"
 #include "util/bitmap.h"
@@ -18,30 +22,39 @@
 #include "util/size.h"
 #include "util/zero.h"
 
-#define PAGED_WORKERS 4 // a channel
+#define READERS 4 // a channel, where reading takes longer than sending
 #define BURST_NS (20 * NSEC_PER_MSEC)
 #define PAUSE_NS (100 * NSEC_PER_MSEC)
 
-// Bytes go no faster than that, but for a burst.
-static void pace(struct migrate *m, uint64_t bytes)
+// --max-bandwidth: bytes go no faster, but for a burst, and what each channel sends at once. How many they will be is not known before.
+static void wait_turn(struct migrate *m)
 {
-	uint64_t now, at;
+	for (;;) {
+		uint64_t now = clock_now_ns(), at, ns;
+		bool ending;
 
+		pthread_mutex_lock(&m->lock);
+		at = m->next_byte_ns;
+		ending = m->ending;
+		pthread_mutex_unlock(&m->lock);
+		if (now >= at || ending)
+			return;
+		ns = at - now < PAUSE_NS ? at - now : PAUSE_NS;
+		nanosleep(&(struct timespec){ .tv_nsec = (long)ns }, NULL);
+	}
+}
+
+// Under the lock.
+static void have_sent(struct migrate *m, uint64_t bytes)
+{
+	uint64_t now = clock_now_ns();
+
+	m->bytes += bytes;
 	if (!m->o->max_bandwidth)
 		return;
-	pthread_mutex_lock(&m->lock);
-	now = clock_now_ns();
 	if (m->next_byte_ns + BURST_NS < now)
 		m->next_byte_ns = now - BURST_NS;
-	at = m->next_byte_ns;
 	m->next_byte_ns += (uint64_t)((double)bytes * 1e9 / (double)m->o->max_bandwidth);
-	pthread_mutex_unlock(&m->lock);
-	while (now < at && !m->ending) {
-		uint64_t ns = at - now < PAUSE_NS ? at - now : PAUSE_NS;
-
-		nanosleep(&(struct timespec){ .tv_nsec = (long)ns }, NULL);
-		now = clock_now_ns();
-	}
 }
 
 // Pages that are all zero are not worth their content; and of what the destination never had, nothing has to be said.
@@ -76,8 +89,8 @@ static int send_frame(struct worker *w, struct wire_frame *f)
 	int r;
 
 	pack(w->buf, f->present);
-	pace(m, WIRE_FRAME_LEN + len);
 	pthread_mutex_lock(&ch->lock);
+	wait_turn(m);
 	bytes = wire_bytes_sent(ch->conn);
 	r = wire_pages_send(ch->pages, f, w->buf, m->zstd ? m->o->zstd_level : 0);
 	bytes = wire_bytes_sent(ch->conn) - bytes;
@@ -90,10 +103,56 @@ static int send_frame(struct worker *w, struct wire_frame *f)
 	if (r && !m->ending)
 		log_err("%s: %s, while pages were sent", wire_peer(ch->conn), strerror(-r));
 	pthread_mutex_lock(&m->lock);
-	m->bytes += bytes;
+	have_sent(m, bytes);
 	progress_add(&m->progress, len);
 	pthread_mutex_unlock(&m->lock);
 	return m->ending ? -ECANCELED : r;
+}
+
+// Of the CPU: others may want it now, who will not while the VM stands.
+static uint64_t cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * NSEC_PER_SEC + (uint64_t)t.tv_nsec;
+}
+
+static int read_pages(struct worker *w, uint32_t block, uint64_t chunk, struct chunk_pages *part)
+{
+	struct migrate *m = w->channel->m;
+	uint64_t begun = cpu_ns();
+	int r = ram_read(m->src.ram, block, chunk, part->content, w->buf);
+
+	w->nr_read += bitmap_count(part->content, CHUNK_PAGES);
+	if (!r)
+		find_zeros(w->buf, part);
+	w->read_ns += cpu_ns() - begun;
+	if (!r && !m->last && migrate_looks_again(m, block) && ram_expect_zero(m->src.ram, block, chunk, part->content))
+		w->quick = true;
+	return r;
+}
+
+// What was sent, and is not to be sent now, may be zero.
+static int look_again(struct worker *w, uint32_t block, uint64_t chunk, const uint64_t mask[CHUNK_WORDS], struct chunk_pages *part)
+{
+	struct migrate *m = w->channel->m;
+	uint64_t begun = cpu_ns(), again[CHUNK_WORDS], zero[CHUNK_WORDS];
+	int r;
+
+	for (unsigned i = 0; i < CHUNK_WORDS; i++)
+		again[i] = mask[i] & part->sent[i] & ~part->content[i] & ~part->zero[i];
+	r = ram_zero(m->src.ram, block, chunk, again, zero, w->buf);
+	for (unsigned i = 0; !r && i < CHUNK_WORDS; i++)
+		part->zero[i] |= zero[i];
+	w->nr_looked += bitmap_count(again, CHUNK_PAGES);
+	w->look_ns += cpu_ns() - begun;
+	return r;
+}
+
+static bool is_time_to_look(const struct migrate *m)
+{
+	return m->nr_again && (m->last || m->looks);
 }
 
 // The chosen pages of a chunk that are in the mask.
@@ -102,17 +161,19 @@ static int send_pages(struct worker *w, uint32_t block, uint64_t chunk, uint8_t 
 	struct migrate *m = w->channel->m;
 	struct wire_frame f = { .type = WIRE_PAGES, .flags = flags, .round = (uint16_t)m->round, .block = block, .chunk = chunk };
 	struct chunk_pages part = *c;
-	int r;
+	int r = 0;
 
 	for (unsigned i = 0; i < CHUNK_WORDS; i++) {
 		part.content[i] &= mask[i];
 		part.zero[i] &= mask[i];
 		c->due[i] &= ~mask[i];
 	}
-	r = ram_read(m->src.ram, block, chunk, part.content, w->buf);
+	if (is_time_to_look(m) && migrate_looks_again(m, block))
+		r = look_again(w, block, chunk, mask, &part);
+	if (!r)
+		r = read_pages(w, block, chunk, &part);
 	if (r)
 		return r;
-	find_zeros(w->buf, &part);
 	if (bitmap_empty(part.content, CHUNK_PAGES) && bitmap_empty(part.zero, CHUNK_PAGES))
 		return 0;
 	memcpy(f.present, part.content, sizeof f.present);
@@ -142,28 +203,31 @@ static int send_chunk(struct worker *w, uint64_t index)
 	return r ? r : send_pages(w, block, chunk, m->few ? WIRE_FLAG_TO_RAM : 0, rest, &m->chunks[index]);
 }
 
-static bool has_something(const struct chunk_pages *c)
+static bool has_something(const struct migrate *m, const struct chunk_pages *c)
 {
-	return !bitmap_empty(c->content, CHUNK_PAGES) || !bitmap_empty(c->zero, CHUNK_PAGES);
+	bool again = is_time_to_look(m) && !bitmap_empty(c->sent, CHUNK_PAGES);
+
+	return again || !bitmap_empty(c->content, CHUNK_PAGES) || !bitmap_empty(c->zero, CHUNK_PAGES);
 }
 
 // The channel's next chunk. What is hot goes last: it has the best chance to be sent but once more. False: there is none.
+// Without the lock: others read while one of them sends.
 static bool next_chunk(struct channel *ch, uint64_t *index)
 {
 	struct migrate *m = ch->m;
 	unsigned number = (unsigned)(ch - m->channels);
-	bool found = false;
 
-	pthread_mutex_lock(&ch->lock);
-	for (; !found && ch->next < 2 * m->nr_chunks; ch->next++) {
-		bool hot = ch->next >= m->nr_chunks;
+	for (;;) {
+		uint64_t next = __atomic_fetch_add(&ch->next, 1, __ATOMIC_RELAXED);
+		bool hot = next >= m->nr_chunks;
 
-		*index = ch->next % m->nr_chunks;
-		found = wire_channel_of(*index, m->nr_channels) == number && !m->hotness[*index * WIRE_HOTNESS_LEN] != hot &&
-			has_something(&m->chunks[*index]);
+		if (next >= 2 * m->nr_chunks)
+			return false;
+		*index = next % m->nr_chunks;
+		if (wire_channel_of(*index, m->nr_channels) == number && !m->hotness[*index * WIRE_HOTNESS_LEN] != hot &&
+		    has_something(m, &m->chunks[*index]))
+			return true;
 	}
-	pthread_mutex_unlock(&ch->lock);
-	return found;
 }
 
 static int send_chunks(struct worker *w)
@@ -171,6 +235,8 @@ static int send_chunks(struct worker *w)
 	uint64_t index;
 	int r = 0;
 
+	setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, getpid())); // that of who waits for it: the VM may stand meanwhile
+	w->read_ns = w->nr_read = w->look_ns = w->nr_looked = 0;
 	while (!r && !w->channel->m->ending && next_chunk(w->channel, &index))
 		r = send_chunk(w, index);
 	return r;
@@ -203,6 +269,11 @@ static void *work(void *ctx)
 		pthread_mutex_unlock(&m->lock);
 		r = send_chunks(w);
 		pthread_mutex_lock(&m->lock);
+		m->read_ns += w->read_ns;
+		m->nr_read += w->nr_read;
+		m->look_ns += w->look_ns;
+		m->nr_looked += w->nr_looked;
+		m->quick_look |= w->quick;
 		if (!--ch->nr_working && !r && !m->err && !m->ending) {
 			pthread_mutex_unlock(&m->lock);
 			r = end_round(ch);
@@ -228,6 +299,7 @@ void migrate_begin_sending(struct migrate *m)
 		ch->next = ch->frames = ch->nr_pages = ch->nr_zero = 0;
 		ch->nr_working = m->nr_workers;
 	}
+	m->looks = m->quick_look;
 	m->begun = m->round;
 	pthread_cond_broadcast(&m->changed);
 	pthread_mutex_unlock(&m->lock);
@@ -244,11 +316,20 @@ static int start_worker(struct channel *ch, struct worker *w)
 	return r;
 }
 
+static bool needs_readers(const struct migrate *m)
+{
+	bool needs = ram_is_paged(m->src.ram);
+
+	for (uint32_t b = 0; b < m->src.nr_guest; b++)
+		needs |= migrate_looks_again(m, b);
+	return needs;
+}
+
 int migrate_send_init(struct migrate *m)
 {
 	int r = 0;
 
-	m->nr_workers = ram_is_paged(m->src.ram) ? PAGED_WORKERS : 1;
+	m->nr_workers = needs_readers(m) ? READERS : 1;
 	for (unsigned i = 0; !r && i < m->nr_channels; i++) {
 		struct channel *ch = &m->channels[i];
 

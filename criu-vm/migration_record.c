@@ -16,6 +16,7 @@
 #include "util/log.h"
 
 #define KEEP_S (30 * 24 * 3600)
+#define LEFT_S 3600 // written within a second, but for what is prepared: without that, a commit writes it itself
 #define ID_FILE "id"
 #define COMMITTED "committed "
 #define ABORTED "aborted\n"
@@ -196,7 +197,7 @@ static void sweep_one(int dir, const char *file)
 	uint8_t token[WIRE_TOKEN_LEN];
 	struct stat st;
 
-	if (fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) < 0 || time(NULL) - st.st_mtime < KEEP_S)
+	if (fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) < 0 || time(NULL) - st.st_mtime < (file[0] == '.' ? LEFT_S : KEEP_S))
 		return;
 	if (file[0] == '.' || (!wire_token_parse(file, token) && !read_record(dir, file, &is, NULL) && is == MIGRATION_ABORTED))
 		unlinkat(dir, file, 0);

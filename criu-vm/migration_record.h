@@ -32,7 +32,7 @@ int migration_decided(const uint8_t token[WIRE_TOKEN_LEN], enum migration_decisi
 // The source knows. Harmless if there is none.
 void migration_forget(const uint8_t token[WIRE_TOKEN_LEN]);
 
-// Removes aborted ones that are older than 30 days, and what killed processes have left; never a committed one.
+// Removes aborted ones that are older than 30 days, and what killed processes have left an hour ago; never a committed one.
 void migration_sweep(void);
 
 // Who answers for these records: made once, and lost with them. Blocks on the disk. Logs.

@@ -18,18 +18,24 @@
 #include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/zero.h"
 
 #define ASK_TIMEOUT_MS 30000
 #define ASK_RETRY_US 50000
+#define FILE_TICK_NS (100 * NSEC_PER_MSEC) // a file's times are no finer than the kernel's clock tick
 
 static int source_read(void *ctx, uint64_t chunk, const uint64_t pages[PV_WORDS], char *dest)
 {
 	struct ram *r = ctx;
 	uint64_t in_block;
 	uint32_t block;
+	int err;
 
 	lp_image_chunk(r->images, chunk, &block, &in_block);
-	return img_dir_read(r->images, r->unpacker, block, in_block, pages, r->scratch, dest);
+	pthread_mutex_lock(&r->reading);
+	err = img_dir_read(r->images, r->unpacker, block, in_block, pages, r->scratch, dest);
+	pthread_mutex_unlock(&r->reading);
+	return err;
 }
 
 static int open_images(struct ram *r)
@@ -163,6 +169,8 @@ void ram_close(struct ram *r)
 	for (size_t i = 0; r->blocks && i < r->o.nr_blocks; i++) {
 		mm_source_close(r->blocks[i].source);
 		free(r->blocks[i].written);
+		if (r->blocks[i].map)
+			munmap(r->blocks[i].map, r->o.blocks[i].len);
 	}
 	free(r->blocks);
 	free(r->ranges);
@@ -212,22 +220,30 @@ static int look(struct ram *r, uint32_t block, uint64_t chunk)
 		len = WINDOW_CHUNKS * PV_CHUNK_SIZE;
 	memset(b->window, 0, sizeof b->window);
 	err = mm_source_present(b->source, off, len, b->window);
+	if (!err && b->source->kind == MM_SRC_PRIVATE_FILE)
+		err = mm_pagemap_scan(r->pagemap, r->ranges[block].hva + off, len, MM_SCAN_COPIED, b->copied);
 	b->window_begin = chunk;
 	b->window_end = err ? chunk : chunk + DIV_ROUND_UP(len, PV_CHUNK_SIZE);
 	return err;
 }
 
+static int look_if_need_be(struct ram *r, uint32_t block, uint64_t chunk)
+{
+	const struct block *b = &r->blocks[block];
+
+	return chunk < b->window_begin || chunk >= b->window_end ? look(r, block, chunk) : 0;
+}
+
 int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4])
 {
 	struct block *b = &r->blocks[block];
-	int err = 0;
+	int err;
 
 	if (r->paged) {
 		pv_reader_present(r->reader, b->first + chunk, map);
 		return 0;
 	}
-	if (chunk < b->window_begin || chunk >= b->window_end)
-		err = look(r, block, chunk);
+	err = look_if_need_be(r, block, chunk);
 	if (!err)
 		memcpy(map, b->window + (chunk - b->window_begin) * PV_WORDS, PV_WORDS * sizeof *map);
 	return err;
@@ -236,15 +252,15 @@ int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4])
 int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4], char *buf)
 {
 	struct mm_source *source = r->blocks[block].source;
-	bool alone = r->paged ? r->images != NULL : source->kind == MM_SRC_PRIVATE_FILE;
+	bool alone;
 	int err;
 
+	if (r->paged)
+		return pv_reader_read(r->reader, r->blocks[block].first + chunk, map, buf);
+	alone = source->kind == MM_SRC_PRIVATE_FILE;
 	if (alone)
 		pthread_mutex_lock(&r->reading);
-	if (r->paged)
-		err = pv_reader_read(r->reader, r->blocks[block].first + chunk, map, buf);
-	else
-		err = mm_source_read(source, chunk * PV_CHUNK_SIZE, map, chunk_len(r, block, chunk) / PAGE_SIZE, buf);
+	err = mm_source_read(source, chunk * PV_CHUNK_SIZE, map, chunk_len(r, block, chunk) / PAGE_SIZE, buf);
 	if (alone)
 		pthread_mutex_unlock(&r->reading);
 	return err;
@@ -345,6 +361,86 @@ int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t 
 	if (b->source->kind == MM_SRC_PRIVATE_FILE)
 		return only_copied(r, block, chunk, map);
 	return r->discards && mm_source_hides_discards(b->source) ? not_forgotten(r, block, chunk, map) : 0;
+}
+
+bool ram_hides_discards(const struct ram *r, uint32_t block)
+{
+	return !r->paged && mm_source_hides_discards(r->blocks[block].source);
+}
+
+static char *map_of(struct ram *r, uint32_t block)
+{
+	struct block *b = &r->blocks[block];
+
+	if (!b->source->tmpfs)
+		return NULL;
+	pthread_mutex_lock(&r->reading);
+	if (!b->map) {
+		void *map = mmap(NULL, r->o.blocks[block].len, PROT_READ, MAP_SHARED, b->source->fd, (off_t)b->source->file_off);
+
+		b->map = map == MAP_FAILED ? NULL : map;
+	}
+	pthread_mutex_unlock(&r->reading);
+	return b->map;
+}
+
+bool ram_expect_zero(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4])
+{
+	char *at = map_of(r, block);
+
+	for (size_t i = 0, n; at && (n = bitmap_next_run(map, PV_CHUNK_PAGES, &i)); i += n)
+		madvise(at + chunk * PV_CHUNK_SIZE + i * PAGE_SIZE, n * PAGE_SIZE, MADV_POPULATE_READ);
+	return at;
+}
+
+int ram_zero(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t candidates[4], uint64_t zero[4], char *buf)
+{
+	const char *at = map_of(r, block);
+	int err = at ? 0 : ram_read(r, block, chunk, candidates, buf);
+
+	at = at ? at + chunk * PV_CHUNK_SIZE : buf;
+	memset(zero, 0, PV_WORDS * sizeof *zero);
+	for (size_t i = 0, n; !err && (n = bitmap_next_run(candidates, PV_CHUNK_PAGES, &i)); i += n)
+		for (size_t page = i; page < i + n; page++)
+			if (mem_is_zero(at + page * PAGE_SIZE, PAGE_SIZE))
+				bitmap_set(zero, page);
+	return err;
+}
+
+bool ram_is_of_file(const struct ram *r, uint32_t block)
+{
+	return !r->paged && r->blocks[block].source->kind == MM_SRC_PRIVATE_FILE;
+}
+
+int ram_copied(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4])
+{
+	const struct block *b = &r->blocks[block];
+	int err = look_if_need_be(r, block, chunk);
+
+	if (!err)
+		memcpy(map, b->copied + (chunk - b->window_begin) * PV_WORDS, PV_WORDS * sizeof *map);
+	return err;
+}
+
+static uint64_t ns_of(const struct timespec *t)
+{
+	return (uint64_t)t->tv_sec * NSEC_PER_SEC + (uint64_t)t->tv_nsec;
+}
+
+bool ram_file_stands(struct ram *r, uint32_t block)
+{
+	struct block *b = &r->blocks[block];
+	struct stat was = b->file;
+	bool was_settled = b->settled;
+	struct timespec now;
+	uint64_t last;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	b->settled = !fstat(b->source->fd, &b->file);
+	last = ns_of(&b->file.st_mtim) > ns_of(&b->file.st_ctim) ? ns_of(&b->file.st_mtim) : ns_of(&b->file.st_ctim);
+	b->settled &= last + FILE_TICK_NS < ns_of(&now);
+	return was_settled && b->settled && b->file.st_size == was.st_size && ns_of(&b->file.st_mtim) == ns_of(&was.st_mtim) &&
+	       ns_of(&b->file.st_ctim) == ns_of(&was.st_ctim);
 }
 
 int ram_ages(struct ram *r, uint8_t *ages)

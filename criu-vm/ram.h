@@ -52,8 +52,22 @@ int ram_ages(struct ram *r, uint8_t *ages);
 int ram_take(struct ram *r, bool discards);
 // The pages of a chunk that the last ram_take() has found, and perhaps some that are not present.
 const uint64_t *ram_written(const struct ram *r, uint32_t block, uint64_t chunk);
-// Of the present pages of a chunk, those that are as they were before the last ram_take().
+// Of the present pages of a chunk, those that are as they were before the last ram_take(). May read them all.
 int ram_unchanged(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t present[4], uint64_t map[4]);
+
+// The same for who remembers of each page what he has read, and looks for the rest by himself; nothing is read for these.
+// Pages of the block that were given back and touched again count as not written, though they are zero by now: ram_zero() finds them.
+bool ram_hides_discards(const struct ram *r, uint32_t block);
+// Whether these, which must be present, are all zero now. buf as of ram_read(). Several threads may ask at once. -errno is logged.
+// It takes as long as reading them; but a hundredth of that of a file in memory, true, of what ram_expect_zero() was told of.
+int ram_zero(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t candidates[4], uint64_t zero[4], char *buf);
+bool ram_expect_zero(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4]);
+// Of a private mapping of a file: these pages of the chunk are not the file's, QEMU wrote to them. They are as they were if they were
+// not written; the others are what is in the file. -errno is logged.
+bool ram_is_of_file(const struct ram *r, uint32_t block);
+int ram_copied(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
+// The file of such a block is, by its times and its size, as it was when this was asked before. False: it is not, or may not be.
+bool ram_file_stands(struct ram *r, uint32_t block);
 
 // Of a VM in private virtual memory: its RAM as it is at one instant, while it runs on (pvmem/snapshot.h). Between prepare and
 // instant the caller stops the VM. Then the VM may go on, and ram_present() and ram_read() are of the instant; each chunk that was

@@ -3,6 +3,7 @@
 #pragma once
 #include <jansson.h>
 #include <pthread.h>
+#include <sys/stat.h>
 
 #include "criu-vm/ram.h"
 #include "criu-vm/run_dir.h"
@@ -17,7 +18,11 @@
 struct block {
 	struct mm_source *source;
 	uint64_t window[WINDOW_CHUNKS * PV_WORDS]; // present pages
+	uint64_t copied[WINDOW_CHUNKS * PV_WORDS]; // of a private mapping of a file: those that are QEMU's own
 	uint64_t window_begin, window_end;	   // of these chunks
+	struct stat file;			   // as it was when ram_file_stands() was called
+	bool settled;				   // no change after that can have left the same times
+	char *map;				   // of a file in memory, once something was to be looked at there
 	uint64_t *written; // a bit a page; NULL before the first ram_take()
 	uint64_t first;	   // paged: its first chunk in the array of all guest RAM
 };
@@ -28,7 +33,7 @@ struct ram {
 	struct mm_range *ranges;
 	struct mm_pagemap *pagemap;
 	bool discards;
-	pthread_mutex_t reading; // where one at a time can read
+	pthread_mutex_t reading; // what can be read by one at a time: images, a private mapping of a file
 
 	// In private virtual memory.
 	bool paged;

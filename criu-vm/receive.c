@@ -115,11 +115,13 @@ static const struct stage life[] = {
 
 static void fini(struct receive *rv)
 {
-	receive_admit_undo(rv);
+	receive_rounds_fini(rv);
 	receive_taps_undo(rv);
 	wire_keepalive_stop(rv->keepalive);
 	wire_close(rv->c);
 	restore_fini(&rv->r);
+	if (rv->early)
+		wire_msg__free_unpacked(rv->early, NULL);
 	if (rv->offer)
 		wire_msg__free_unpacked(rv->offer, NULL);
 	if (rv->vm)
@@ -198,5 +200,5 @@ int receive_answer(const struct receive_opts *o, int fd)
 	log_info("%s asked what became of its VM: %s%s", wire_peer(c), status.state == WIRE_STATE__WIRE_COMMITTED ? "it is here, " :
 		 status.state == WIRE_STATE__WIRE_ABORTED ? "it did not arrive" : "that cannot be told now", status.name ? status.name : "");
 	wire_close(c);
-	return err ? CMD_FAILED : CMD_OK;
+	return err || status.state == WIRE_STATE__WIRE_UNKNOWN ? CMD_FAILED : CMD_OK;
 }

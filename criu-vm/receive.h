@@ -36,5 +36,7 @@ struct receive_opts {
 int receive_run(const struct receive_opts *o, int fd);
 // After a receiver that was killed: what it had made, if nobody else sees to that. Blocks while a swap image is deleted.
 void receive_tidy(const char *run_dir, const uint8_t token[WIRE_TOKEN_LEN], const char *name);
+// The same for all VMs that arrived when receiver and server were killed, and that have no QEMU.
+void receive_tidy_all(const char *run_dir);
 // Answers a source that asks what became of its VM: undecided becomes aborted. fd is taken over.
 int receive_answer(const struct receive_opts *o, int fd);

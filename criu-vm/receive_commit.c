@@ -22,7 +22,6 @@
 #include "qemu/qmp.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
-#include "util/io.h"
 #include "util/log.h"
 
 #define ATTACH_MS 60000
@@ -36,12 +35,20 @@
 #define TEXT_MAX 512
 
 // Its disks stay the source's until it is to run. QEMU that does not know this capability does so always.
-static void leave_disks_alone(struct receive *rv)
+static int leave_disks_alone(struct receive *rv)
 {
 	json_t *args = json_pack("{s:[{s:s s:b}]}", "capabilities", "capability", "late-block-activate", "state", 1);
 
-	if (qmp_try(rv->r.qmp, "migrate-set-capabilities", args, NULL))
-		log_info("QEMU %s: %s", qmp_version(rv->r.qmp), qmp_last_error(rv->r.qmp));
+	int err = qmp_try(rv->r.qmp, "migrate-set-capabilities", args, NULL);
+	const char *why = qmp_last_error(rv->r.qmp);
+
+	if (err == -EREMOTEIO && (strstr(why, "does not accept value") || strstr(why, "Invalid parameter"))) {
+		log_info("QEMU %s: %s", qmp_version(rv->r.qmp), why);
+		return 0;
+	}
+	if (err)
+		log_err("QEMU cannot be told to leave the VM's disks alone until it is to run: %s", why);
+	return err;
 }
 
 // QEMU has touched some of guest RAM before its faults could be seen. What is not in the page table must not be in memory either: that is
@@ -72,8 +79,9 @@ int receive_attach(void *ctx)
 	int err;
 
 	receive_taps_undo(rv); // they are QEMU's
-	leave_disks_alone(rv);
-	err = restore_hand_over(&rv->r);
+	err = leave_disks_alone(rv);
+	if (!err)
+		err = restore_hand_over(&rv->r);
 	return err ? err : launch_wait(&rv->r.launch, "attached", true, ATTACH_MS);
 }
 
@@ -91,13 +99,27 @@ int receive_serve(void *ctx)
 	return err;
 }
 
+// Another monitor may have said `cont` while the state was loaded.
+static int check_stands(struct receive *rv)
+{
+	json_t *status = NULL;
+	int err = qmp_call(rv->r.qmp, "query-status", NULL, &status);
+	bool stands = json_is_false(json_object_get(status, "running"));
+
+	json_decref(status);
+	if (err || stands)
+		return err;
+	log_err("somebody has made VM '%s' run here before it was this host's", rv->r.name);
+	return -EPERM;
+}
+
+// The monitor serves one client: until the VM is this host's that is us, so that it is no other.
 int receive_load(void *ctx)
 {
 	struct receive *rv = ctx;
 	int err = restore_load_state(&rv->r, rv->state->stream.data, rv->state->stream.len, rv->small, rv->nr_small);
 
-	qmp_close(steal_ptr(&rv->r.qmp));
-	return err;
+	return err ? err : check_stands(rv);
 }
 
 // How many pages came in, or went out, for what QEMU has touched so far.
@@ -136,8 +158,10 @@ int receive_ready(void *ctx)
 {
 	struct receive *rv = ctx;
 	WireMsg *m = NULL;
-	int err = wire_send_plain(rv->c, offsetof(WireMsg, ready));
+	int err;
 
+	server_line_undecided(rv->o->line);
+	err = wire_send_plain(rv->c, offsetof(WireMsg, ready));
 	if (err)
 		log_err("%s: the line is lost: %s", wire_peer(rv->c), strerror(-err));
 	else
@@ -180,16 +204,8 @@ int receive_commit(void *ctx)
 		return err;
 	rv->committed = true;
 	wire_send_plain(rv->c, offsetof(WireMsg, committed)); // if it does not get there, the source asks
+	qmp_close(steal_ptr(&rv->r.qmp));
 	return 0;
-}
-
-static bool has_run(const struct receive *rv)
-{
-	_cleanup_free_ char *text = NULL;
-	char path[PATH_MAX];
-	size_t len;
-
-	return !io_read_file(run_dir_file(&rv->r.rd, "running", path, sizeof path), PATH_MAX, &text, &len) && !len;
 }
 
 // The pager was killed: another one makes it run.
@@ -197,7 +213,7 @@ static int wait_for_next(struct receive *rv)
 {
 	uint64_t end = clock_now_ns() + RUN_MS * NSEC_PER_MSEC;
 
-	while (!has_run(rv)) {
+	while (!arrival_has_run(&rv->r.rd)) {
 		if (restore_qemu_ended(&rv->r))
 			return -ECHILD;
 		if (clock_now_ns() > end) {
@@ -238,6 +254,7 @@ int receive_running(void *ctx)
 		err = wait_for_next(rv);
 	rv->stood_ns = clock_now_ns() - rv->announced_ns;
 	say_running(rv, err ? log_last_error() : NULL);
+	receive_rounds_fini(rv);
 	cgroup_enter(&rv->r.own, 0);
 	if (!err)
 		log_info("VM '%s' runs, %lu ms after its last round was announced", rv->r.name, rv->stood_ns / NSEC_PER_MSEC);

@@ -22,6 +22,7 @@ struct receive {
 	struct wire_keepalive *keepalive;
 
 	WireMsg *offer;
+	WireMsg *early; // came before the data channels were all there, or NULL
 	VmEntry *vm;
 	struct qemu_cmdline_net *nets; // its taps, until QEMU has them
 	size_t nr_nets;
@@ -64,6 +65,8 @@ void receive_taps_undo(void *ctx);
 int receive_admit(void *ctx);
 void receive_admit_undo(void *ctx);
 int receive_rounds(void *ctx);
+// Threads, channels and plan, in the end. May be called again.
+void receive_rounds_fini(struct receive *rv);
 
 // receive_commit.c: stages.
 int receive_plant(void *ctx);

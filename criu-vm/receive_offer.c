@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,19 +116,37 @@ static int check_qemu(const struct receive *rv)
 	return -EPERM;
 }
 
+// In the clear, and not for all the world, the server lets in only root of this host, and who it runs as.
+static bool peer_is_root(const struct receive *rv)
+{
+	return !rv->o->tls && !rv->o->server->insecure;
+}
+
+// -1 is nobody, but becoming that changes nothing.
+static bool is_root(const VmEntry *vm)
+{
+	return !vm->uid || !vm->gid || vm->uid == (uid_t)-1 || vm->gid == (gid_t)-1;
+}
+
 static int choose_user(struct receive *rv)
 {
 	const char *name = rv->o->server->user;
-	const struct passwd *pw = name ? getpwnam(name) : NULL;
+	uid_t uid;
+	gid_t gid;
 
+	if (!name && !geteuid() && !peer_is_root(rv) && is_root(rv->vm)) {
+		log_err("VM '%s' runs as user %u of group %u, and other hosts do not decide what runs as root here: start this host's server with "
+			"--user USER, or, if all that it lets in may be root here, --user root", rv->offer->offer->name, rv->vm->uid, rv->vm->gid);
+		return -EPERM;
+	}
 	if (!name)
 		return 0;
-	if (!pw) {
+	if (server_user(name, &uid, &gid)) {
 		log_err("there is no user '%s' on this host, as whom the server was told to run VMs", name);
 		return -ENOENT;
 	}
-	rv->vm->uid = pw->pw_uid;
-	rv->vm->gid = pw->pw_gid;
+	rv->vm->uid = uid;
+	rv->vm->gid = gid;
 	return 0;
 }
 

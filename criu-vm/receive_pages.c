@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,7 +51,6 @@ struct receive_pages {
 	uint64_t awaited_ns;     // since when
 	bool stopping;
 	int err;
-	int event_fd;
 	struct channel channels[];
 };
 
@@ -66,7 +64,6 @@ static int fail(struct channel *c, int err, const char *what)
 		if (what)
 			log_err("%s: data channel %u: %s", wire_peer(c->conn), c->index, what);
 		r->err = err;
-		eventfd_write(r->event_fd, 1);
 	}
 	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->lock);
@@ -299,9 +296,6 @@ int receive_pages_start(const struct receive_pages_opts *o, struct receive_pages
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&r->changed, &attr);
 	pthread_condattr_destroy(&attr);
-	r->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (r->event_fd < 0)
-		err = -errno;
 	for (unsigned i = 0; !err && i < o->nr_channels; i++)
 		err = channel_init(r, i);
 	if (!err)
@@ -309,6 +303,7 @@ int receive_pages_start(const struct receive_pages_opts *o, struct receive_pages
 	if (err) {
 		log_err("cannot set up %u data channels: %s", o->nr_channels, strerror(-err));
 		receive_pages_stop(r);
+		receive_pages_free(r);
 		return err;
 	}
 	*out = r;
@@ -372,11 +367,6 @@ int receive_pages_wait(struct receive_pages *r, unsigned round, const uint64_t *
 	return err;
 }
 
-int receive_pages_fd(const struct receive_pages *r)
-{
-	return r->event_fd;
-}
-
 int receive_pages_error(struct receive_pages *r)
 {
 	int err;
@@ -398,17 +388,22 @@ void receive_pages_stop(struct receive_pages *r)
 	for (unsigned i = 0; i < r->o.nr_channels; i++)
 		if (r->channels[i].started)
 			wire_shutdown(r->channels[i].conn);
-	for (unsigned i = 0; i < r->o.nr_channels; i++) {
-		struct channel *c = &r->channels[i];
+	for (unsigned i = 0; i < r->o.nr_channels; i++)
+		if (r->channels[i].started) {
+			pthread_join(r->channels[i].thread, NULL);
+			r->channels[i].started = false;
+		}
+}
 
-		if (c->started)
-			pthread_join(c->thread, NULL);
-		wire_pages_free(c->wire);
+void receive_pages_free(struct receive_pages *r)
+{
+	if (!r)
+		return;
+	for (unsigned i = 0; i < r->o.nr_channels; i++) {
+		wire_pages_free(r->channels[i].wire);
 		for (unsigned n = 0; n < NR_BUFFERS; n++)
-			free(c->arrivals[n].placing.packed);
+			free(r->channels[i].arrivals[n].placing.packed);
 	}
-	if (r->event_fd >= 0)
-		close(r->event_fd);
 	pthread_cond_destroy(&r->changed);
 	pthread_mutex_destroy(&r->lock);
 	free(r);

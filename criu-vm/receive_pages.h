@@ -33,9 +33,9 @@ int receive_pages_start(const struct receive_pages_opts *o, struct receive_pages
 // 0; -EINTR; or the first error of a thread (logged there): the line (-ETIMEDOUT: nothing came for WIRE_LOST_MS), -EBADMSG (a wrong frame,
 // count or round; logged), the disk. Thereafter all that is left to do is to stop.
 int receive_pages_wait(struct receive_pages *r, unsigned round, const uint64_t *frames);
-// An event descriptor that gets readable when a thread has failed: whoever waits for something else looks at it, too.
-int receive_pages_fd(const struct receive_pages *r);
 // The error of the first thread that failed, 0: none.
 int receive_pages_error(struct receive_pages *r);
-// Ends the threads (shuts their channels down) and waits for them, and for what they are writing. Accepts NULL.
+// Ends the threads (shuts their channels down) and waits for them, and for what they are writing. Accepts NULL; may be called again.
 void receive_pages_stop(struct receive_pages *r);
+// Frees what they had, tens of MiB, after they were stopped. Accepts NULL.
+void receive_pages_free(struct receive_pages *r);

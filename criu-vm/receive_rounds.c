@@ -13,6 +13,7 @@
 #include "util/size.h"
 
 #define CHANNELS_MS 30000
+#define GLANCE_MS 100
 #define CHANNEL_MS 10000
 
 // ---- data channels
@@ -53,18 +54,43 @@ static bool knows_key(const struct receive *rv, struct wire_conn *c)
 	return true;
 }
 
+// What the source says while its channels come: that it gives up, or the first of what follows.
+static int listen_meanwhile(struct receive *rv)
+{
+	int err;
+
+	if (rv->early || wire_poll(rv->c, 0) <= 0)
+		return 0;
+	err = wire_receive(rv->c, 1, &rv->early);
+	if (err && err != -ECONNABORTED && err != -ETIMEDOUT)
+		log_err("%s: the line is lost: %s", wire_peer(rv->c), strerror(-err));
+	rv->told |= err == -ECONNABORTED;
+	return err == -ETIMEDOUT ? 0 : err;
+}
+
+// -ETIMEDOUT: none has come by then.
+static int next_channel(struct receive *rv, uint64_t end, unsigned *i, int *fd)
+{
+	int err = -ETIMEDOUT;
+
+	while (err == -ETIMEDOUT && clock_now_ns() < end) {
+		err = listen_meanwhile(rv);
+		if (!err)
+			err = server_line_channel(rv->o->line, GLANCE_MS, i, fd);
+	}
+	return err;
+}
+
 static int take_channels(struct receive *rv)
 {
-	uint64_t end = clock_now_ns() + CHANNELS_MS * NSEC_PER_MSEC, now;
+	uint64_t end = clock_now_ns() + CHANNELS_MS * NSEC_PER_MSEC;
 	unsigned nr = rv->offer->offer->channels;
 
 	for (unsigned have = 0; have < nr;) {
 		struct wire_conn *c;
 		unsigned i;
-		int fd, err;
+		int fd, err = next_channel(rv, end, &i, &fd);
 
-		now = clock_now_ns();
-		err = now < end ? server_line_channel(rv->o->line, (unsigned)((end - now) / NSEC_PER_MSEC) + 1, &i, &fd) : -ETIMEDOUT;
 		if (err) {
 			log_err("%s: %u of %u data channels have come: %s", wire_peer(rv->c), have, nr, strerror(-err));
 			return err;
@@ -99,11 +125,14 @@ int receive_admit(void *ctx)
 	return err;
 }
 
-static void stop_pages(struct receive *rv)
+void receive_rounds_fini(struct receive *rv)
 {
-	receive_pages_stop(steal_ptr(&rv->pages));
+	receive_pages_stop(rv->pages);
+	receive_pages_free(steal_ptr(&rv->pages));
 	for (unsigned i = 0; i < WIRE_MAX_CHANNELS; i++)
 		wire_close(steal_ptr(&rv->channels[i]));
+	pv_placement_fini(&rv->placement);
+	rv->nr_channels = 0;
 }
 
 void receive_admit_undo(void *ctx)
@@ -112,9 +141,7 @@ void receive_admit_undo(void *ctx)
 
 	if (rv->nr_channels)
 		receive_tell_abort(rv);
-	stop_pages(rv);
-	pv_placement_fini(&rv->placement);
-	rv->nr_channels = 0;
+	receive_rounds_fini(rv);
 }
 
 // ---- documents
@@ -123,8 +150,13 @@ static int take_plan(struct receive *rv)
 {
 	_cleanup_free_ void *hotness = NULL;
 	size_t len, want = rv->r.nr_chunks * WIRE_HOTNESS_LEN;
-	int err = wire_receive_document(rv->c, WIRE_DOCUMENT_KIND__WIRE_DOC_HOTNESS, want, &hotness, &len);
+	int err;
 
+	if (rv->early && !rv->early->piece) {
+		log_err("%s: said something else than was its turn to say", wire_peer(rv->c));
+		return -EPROTO;
+	}
+	err = wire_receive_document_from(rv->c, rv->early, WIRE_DOCUMENT_KIND__WIRE_DOC_HOTNESS, want, &hotness, &len);
 	if (err)
 		return err;
 	err = len == want ? pv_placement_plan(&rv->placement, hotness, rv->r.nr_chunks) : -EBADMSG;
@@ -197,6 +229,8 @@ static int end_round(struct receive *rv, const WireRound *done)
 
 	log_dbg("round %u: %s, %lu pages to memory and %lu to the swap image by now", rv->round, err ? strerror(-err) : "taken", rv->placement.nr_ram,
 		rv->placement.nr_swap);
+	if (!err && rv->round == 1)
+		pv_placement_settle(&rv->placement);
 	return err ? err : say_taken(rv);
 }
 
@@ -253,6 +287,6 @@ int receive_rounds(void *ctx)
 		err = take_rounds(rv);
 	if (err)
 		receive_tell_abort(rv);
-	stop_pages(rv);
+	receive_pages_stop(rv->pages); // the VM stands: what they had is freed when it runs
 	return err;
 }

@@ -134,6 +134,9 @@ static int load(struct restore *r, const uint8_t *stream, size_t len)
 	fcntl(pipe_fds[1], F_SETFL, O_NONBLOCK);
 	err = qmp_call_fd(r->qmp, "getfd", json_pack("{s:s}", "fdname", "criu-vm-state"), pipe_fds[0], NULL);
 	close(pipe_fds[0]);
+	// What another monitor has said by now would have it run as soon as it is loaded.
+	if (!err)
+		err = qmp_call(r->qmp, "stop", NULL, NULL);
 	if (!err)
 		err = qmp_call(r->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:criu-vm-state"), NULL);
 	if (!err)

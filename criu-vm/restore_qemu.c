@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
 #include "criu-vm/process.h"
 #include "criu-vm/restore.h"
@@ -163,7 +164,10 @@ static int start_qemu(struct restore *r)
 		return err;
 	o.argv = argv;
 	o.fds = fds;
-	err = launch_start(&o, &r->launch);
+	if (r->from_peer)
+		err = arrival_hide_monitors(&r->rd, o.uid, o.gid, argv);
+	if (!err)
+		err = launch_start(&o, &r->launch);
 	qemu_cmdline_free(argv);
 	return err;
 }

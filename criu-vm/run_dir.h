@@ -6,6 +6,7 @@
 //     state                 JSON: what a pager needs to find its VM again; replaced whole, by rename
 //     running               is there once the VM runs by itself, its restore done
 //     token                 of a VM that arrives, or has arrived, from another host: the record that decides whether it is ours
+//     monitors              of one that arrives: whose QEMU's monitors have other names until it is ours, and which (arrival.h)
 //     supervisor            locked by the VM's supervisor
 //     exe                   the criu-vm that its next pager is started from
 //     vcpus                 their thread ids

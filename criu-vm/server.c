@@ -90,7 +90,8 @@ static void stop(struct server *s)
 	}
 	s->stopping = true;
 	s->stop_by = clock_now_ns() + STOP_NS;
-	s->status = s->o->once ? CMD_FAILED : CMD_OK;
+	if (!s->awaits_ask)
+		s->status = s->o->once ? CMD_FAILED : CMD_OK;
 	sd_notify(0, "STOPPING=1");
 	server_listen_close(s);
 	server_conns_close(s);

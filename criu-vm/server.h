@@ -34,7 +34,7 @@ struct server_opts {
 	const char *user;    // as whom QEMU runs; NULL: as whom it ran
 	const char *qemu;    // binary, absolute; NULL: of the description
 	char qemu_path[PATH_MAX]; // where qemu points to
-	bool once;           // one VM, then the end
+	bool once;           // one VM, then the end; but not before a source that cannot know what became of it has asked
 	bool json;           // what is said on standard output
 	const char *run_dir;
 	const char *log_file;
@@ -48,10 +48,15 @@ int server_run(const struct server_opts *o);
 // One of the options that only the server has, by its name. 0; -EINVAL: the value is no good, what (256 bytes) says why.
 int server_option(struct server_opts *o, const char *name, const char *value, char what[256]);
 
+// The user of --user, by name or number. -ENOENT.
+int server_user(const char *value, uid_t *uid, gid_t *gid);
+
 // ---- the line between a receiver and the server: SOCK_SEQPACKET. Both wait, no longer than until cmd_interrupted(): -EINTR
 
 // Promises bytes of memory to a VM of that name until the receiver ends (then its run directory says it). -ENOMEM: reason (512 bytes) says
 // with figures why not; -EEXIST: a VM of that name runs or arrives here, -EINVAL: no bytes (reason, too); -EPIPE: the server has ended.
 int server_line_reserve(int line, const char *name, uint64_t bytes, char reason[512]);
+// From now on the source may have to ask what became of its VM. -EPIPE.
+int server_line_undecided(int line);
 // The next data connection for this migration: *channel and the descriptor, the caller's. -ETIMEDOUT, -EPIPE.
 int server_line_channel(int line, unsigned timeout_ms, unsigned *channel, int *fd);

@@ -200,7 +200,7 @@ static void close_line(struct server_child *c)
 // Although it is ours: it talks to others.
 static bool request_ok(const struct server_request *q)
 {
-	return memchr(q->name, 0, sizeof q->name) && run_dir_name_ok(q->name);
+	return q->undecided || (memchr(q->name, 0, sizeof q->name) && run_dir_name_ok(q->name));
 }
 
 void server_line_ready(struct server *s, struct server_child *c)
@@ -213,6 +213,10 @@ void server_line_ready(struct server *s, struct server_child *c)
 		return;
 	if (n != sizeof q || !request_ok(&q)) {
 		close_line(c);
+		return;
+	}
+	if (q.undecided) {
+		c->undecided = true;
 		return;
 	}
 	m.error = server_promise(s, c, q.name, q.bytes, m.reason);
@@ -243,14 +247,38 @@ static int tell_end(const struct server *s, const struct server_child *c, int st
 	return CMD_FAILED;
 }
 
+// The source has not said that it knows: that would have removed the record.
+static bool may_ask(const struct server_child *c)
+{
+	enum migration_decision is;
+
+	migration_decided(c->token, &is, NULL);
+	return is == MIGRATION_COMMITTED || (is == MIGRATION_ABORTED && c->undecided);
+}
+
 static void receiver_ended(struct server *s, const struct server_child *c, int status)
 {
 	int r = tell_end(s, c, status);
 
-	if (s->o->once) {
-		s->status = r;
-		s->over = true;
-	}
+	if (!s->o->once)
+		return;
+	s->status = r;
+	s->awaits_ask = !s->stopping && !c->asked && may_ask(c);
+	s->over = !s->awaits_ask;
+	memcpy(s->ask_token, c->token, sizeof s->ask_token);
+	if (s->awaits_ask)
+		log_info("%s: its source may not know what became of it: the server ends when it has asked", c->name);
+}
+
+static void answerer_ended(struct server *s, const struct server_child *c, int status)
+{
+	struct server_child *receiver = server_receiver_of(s, c->token);
+
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != CMD_OK)
+		return;
+	if (receiver)
+		receiver->asked = true;
+	s->over |= s->awaits_ask && !memcmp(s->ask_token, c->token, sizeof s->ask_token);
 }
 
 // A receiver that was killed has left things behind: a child removes them, which may take a while. It is not told of before, nor has its
@@ -289,6 +317,8 @@ static void child_ended(struct server *s, struct server_child *c, int status)
 		receiver_ended(s, c, status);
 	else if (c->kind == SERVER_TIDIER)
 		receiver_ended(s, c, c->receiver_status);
+	else if (c->kind == SERVER_ANSWERER)
+		answerer_ended(s, c, status);
 	child_free(c);
 }
 

@@ -78,6 +78,8 @@ static void control(struct server *s, struct server_conn *c, const struct wire_p
 
 	if (s->o->once && server_nr_arriving(s))
 		why = "the server takes one VM only (--once), and that is arriving";
+	else if (s->awaits_ask)
+		why = "the server takes one VM only (--once), and that has been";
 	else if (server_receiver_of(s, p->token))
 		why = "this migration is under way already";
 	server_spawn(s, why ? SERVER_REFUSER : SERVER_RECEIVER, p->token, steal_fd(&c->fd), c->peer, why);

@@ -50,6 +50,8 @@ struct server_child {
 	char name[RUN_DIR_NAME_MAX + 1]; // "": nothing is promised yet
 	uint64_t promised;
 	unsigned nr_channels;
+	bool undecided; // its source may have to ask what became of the VM
+	bool asked;     // it has, and was answered
 	int receiver_status; // of a tidier: how the receiver ended, as of waitpid()
 };
 
@@ -67,6 +69,8 @@ struct server {
 	uint64_t warned_since; // server_warn()
 	unsigned nr_warned;
 	bool stopping, over;
+	bool awaits_ask; // once: the VM has come, or not, and this is all that is left to do
+	uint8_t ask_token[WIRE_TOKEN_LEN];
 	uint64_t stop_by;
 	int status; // cmd.h
 };
@@ -118,6 +122,7 @@ void server_say(const struct server *s, const char *event, const char *name, con
 struct server_request {
 	uint64_t bytes;
 	char name[RUN_DIR_NAME_MAX + 1];
+	bool undecided; // and nothing else: there is no answer
 };
 
 enum server_message_kind { SERVER_PROMISE, SERVER_CHANNEL };

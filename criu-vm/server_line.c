@@ -85,6 +85,13 @@ int server_line_reserve(int line, const char *name, uint64_t bytes, char reason[
 	return m.error;
 }
 
+int server_line_undecided(int line)
+{
+	struct server_request q = { .undecided = true };
+
+	return send(line, &q, sizeof q, MSG_NOSIGNAL) == sizeof q ? 0 : -EPIPE;
+}
+
 int server_line_channel(int line, unsigned timeout_ms, unsigned *channel, int *fd)
 {
 	uint64_t end = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;

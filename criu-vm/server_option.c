@@ -62,12 +62,27 @@ static int set_vm_ram(struct server_opts *o, const char *value, char what[WHAT])
 	return 0;
 }
 
+int server_user(const char *value, uid_t *uid, gid_t *gid)
+{
+	const struct passwd *pw = getpwnam(value);
+	unsigned long n;
+
+	if (!pw && parse_number(value, UINT32_MAX - 1, &n))
+		pw = getpwuid((uid_t)n);
+	if (!pw)
+		return -ENOENT;
+	*uid = pw->pw_uid;
+	*gid = pw->pw_gid;
+	return 0;
+}
+
 static int set_user(struct server_opts *o, const char *value, char what[WHAT])
 {
-	unsigned long uid;
+	uid_t uid;
+	gid_t gid;
 
 	o->user = value;
-	if (getpwnam(value) || (parse_number(value, UINT32_MAX - 1, &uid) && getpwuid((uid_t)uid)))
+	if (!server_user(value, &uid, &gid))
 		return 0;
 	snprintf(what, WHAT, "--user %.100s: this host has no such user", value);
 	return -EINVAL;

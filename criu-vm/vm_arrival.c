@@ -10,7 +10,6 @@
 // A pager that follows cannot know how far the one before it came: the mark "running" says that `cont` was, or was about to be, said; else the
 // record decides. Between the two the VM has not run, and saying `cont` is all that is missing.
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +21,6 @@
 #include "criu-vm/tap.h"
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
-#include "util/io.h"
 #include "util/log.h"
 
 #define AGAIN_US 100000
@@ -32,19 +30,9 @@ bool vm_arrival_is_pending(const struct vm_pager *v)
 	return v->state.arriving && v->launch_fd >= 0 && !v->started && !v->committed;
 }
 
-// It has run, and whoever started it knew.
-static bool has_run(const struct vm_pager *v)
-{
-	_cleanup_free_ char *text = NULL;
-	char path[PATH_MAX];
-	size_t len;
-
-	return !io_read_file(run_dir_file(v->rd, "running", path, sizeof path), PATH_MAX, &text, &len) && !len;
-}
-
 int vm_arrival_recall(struct vm_pager *v)
 {
-	if (v->launch_fd >= 0 || !v->state.arriving || has_run(v))
+	if (v->launch_fd >= 0 || !v->state.arriving || arrival_has_run(v->rd))
 		return 0;
 	v->committed = run_dir_has(v->rd, "running") || arrival_is_committed(v->rd);
 	if (v->committed)
@@ -92,13 +80,36 @@ static const char *make_record(const struct vm_pager *v)
 	return is == MIGRATION_COMMITTED ? NULL : "the source has asked before, and was told that the VM is its own";
 }
 
+static bool can_commit(const struct vm_pager *v)
+{
+	return !v->given_up && vm_arrival_is_pending(v) && (!v->state.paging || lp_pager_serves(v->lp));
+}
+
 void vm_arrival_commit(struct vm_pager *v)
+{
+	if (can_commit(v) && vm_monitor_ask_status(v))
+		give_up(v, "its monitor is closed");
+}
+
+// The VM is the source's: if somebody had made it run here, it would have run twice.
+static const char *runs_already(const struct vm_pager *v, const json_t *status)
+{
+	if (!status)
+		return "QEMU does not say whether the VM stands";
+	if (v->has_resumed || !json_is_false(json_object_get(status, "running")))
+		return "somebody has made the VM run here before it was this host's";
+	return NULL;
+}
+
+void vm_arrival_decide(struct vm_pager *v, const json_t *status)
 {
 	const char *why;
 
-	if (v->given_up || !vm_arrival_is_pending(v) || (v->state.paging && !lp_pager_serves(v->lp)))
+	if (!can_commit(v))
 		return;
-	why = make_record(v);
+	why = runs_already(v, status);
+	if (!why)
+		why = make_record(v);
 	if (why) {
 		give_up(v, why);
 		return;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "criu-vm/arrival.h"
 #include "criu-vm/launch.h"
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
@@ -23,7 +24,7 @@
 #define MAX_PAUSE_NS (5 * NSEC_PER_SEC)
 #define MARK_CONT "cont" // in the file "running": was said, or is about to be
 
-enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE };
+enum request { REQUEST_DRAIN = 1, REQUEST_CONT, REQUEST_ANNOUNCE, REQUEST_STATUS };
 
 // The monitor is opened by a thread: QEMU's main thread, which answers, may be waiting for a page that this process serves.
 struct monitor_thread {
@@ -64,6 +65,8 @@ static void *open_monitor(void *arg)
 
 static void say_running(struct vm_pager *v)
 {
+	if (v->committed)
+		arrival_show_monitors(v->rd, v->state.qemu);
 	run_dir_mark(v->rd, "running", "");
 	v->cont_trouble[0] = 0;
 	v->committed = false; // it is like any other now
@@ -152,6 +155,9 @@ static void reply_received(struct vm_pager *v, const struct qmp_msg *m)
 			     REQUEST_ANNOUNCE))
 			log_warn("cannot announce the VM on its network");
 		break;
+	case REQUEST_STATUS:
+		vm_arrival_decide(v, m->ok ? m->data : NULL);
+		break;
 	default:
 		break;
 	}
@@ -164,7 +170,7 @@ static void event_received(struct vm_pager *v, const struct qmp_msg *m)
 	if (!strcmp(m->text, "STOP"))
 		v->guest_runs = false;
 	else if (!strcmp(m->text, "RESUME"))
-		v->guest_runs = true;
+		v->guest_runs = v->has_resumed = true;
 	if (!strcmp(m->text, "SHUTDOWN")) // for the record of its end
 		run_dir_mark(v->rd, "reason", reason ? reason : "shutdown");
 	if (strcmp(m->text, "BALLOON_CHANGE")) // as many as the guest likes
@@ -210,6 +216,11 @@ void vm_monitor_drain(void *ctx)
 	v->draining = v->qmp && !qmp_send(v->qmp, "transaction", json_pack("{s:[]}", "actions"), REQUEST_DRAIN);
 	if (!v->draining)
 		lp_pager_drained(v->lp, -EPIPE);
+}
+
+int vm_monitor_ask_status(struct vm_pager *v)
+{
+	return v->qmp ? qmp_send(v->qmp, "query-status", NULL, REQUEST_STATUS) : -EPIPE;
 }
 
 // For a pager that has to go on before QEMU's monitor answers.
@@ -290,7 +301,9 @@ static void monitor_opened(struct loop_op *op, int res)
 		loop_poll_in(lp_pager_loop(v->lp), &v->qmp_op, qmp_fd(v->qmp));
 		if (m->again || v->started)
 			log_info("QEMU's monitor is open%s", m->again ? " again" : "");
-		if (vm_arrival_is_pending(v))
+		if (vm_arrival_is_pending(v) && m->again) // what it was asked is lost
+			vm_monitor_cannot_start(v, "its monitor was closed meanwhile");
+		else if (vm_arrival_is_pending(v))
 			launch_send(v->launch_fd, "attached");
 		else
 			vm_monitor_begin(v);

@@ -35,6 +35,7 @@ struct vm_pager {
 	bool committed;  // it came from another host, is this one's by the record, and has not run here yet: that has to be, however long it takes
 	bool given_up;   // whoever starts the VM was told that it will not run; so it must not, whatever else is asked
 	bool guest_runs, draining;
+	bool has_resumed; // since the monitor was opened
 	struct vm_snapshot *snapshot; // NULL: there is none
 	bool cont_due; // nobody knows whether the last pager has said it; or it has to be said again
 	struct loop_timer cont_timer; // until it is
@@ -59,6 +60,8 @@ void vm_monitor_end(struct vm_pager *v);
 void vm_monitor_recall(struct vm_pager *v);
 // lp_opts.drain
 void vm_monitor_drain(void *ctx);
+// vm_arrival_decide() gets the answer. -EPIPE: there will be none.
+int vm_monitor_ask_status(struct vm_pager *v);
 // The VM cannot be started; the restore is told. Not of one that is committed.
 void vm_monitor_cannot_start(struct vm_pager *v, const char *why);
 // Page-out begins, and the VM, if it is to run. The monitor is open.
@@ -71,8 +74,10 @@ bool vm_arrival_is_pending(const struct vm_pager *v);
 int vm_arrival_recall(struct vm_pager *v);
 // All pages are in their places.
 void vm_arrival_serve(struct vm_pager *v);
-// The source has said so: makes the record, and then the VM runs. Blocks on the disk.
+// The source has said so: QEMU is asked whether the VM stands.
 void vm_arrival_commit(struct vm_pager *v);
+// The answer to that, NULL: none: makes the record, if the VM stands and has not run, and then it runs. Blocks on the disk.
+void vm_arrival_decide(struct vm_pager *v, const json_t *status);
 // Its network interfaces begin to work. Logs.
 void vm_arrival_taps_up(const struct vm_pager *v);
 

@@ -391,12 +391,21 @@ void pv_tick(struct pv_engine *e)
 	pv_fill_tick(e);
 }
 
+// A chunk that is on no queue goes out, or will go back to where it was, or is being brought in.
+static unsigned age_of(const struct pv_engine *e, const struct pv_chunk *c)
+{
+	bool returns = c->zap_only || (c->state == PV_RESIDENT && c->untouched);
+
+	if (c->queued || returns)
+		return pv_queues_index(&e->queues, c);
+	return c->state == PV_RESIDENT ? PV_NR_QUEUES - 1 : 0;
+}
+
 void pv_engine_ages(const struct pv_engine *e, uint8_t *ages)
 {
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {
 		const struct pv_chunk *c = &e->chunks[i];
-		unsigned index = c->queued ? pv_queues_index(&e->queues, c) : PV_NR_QUEUES - 1; // on none: I/O is in flight
 
-		ages[i] = c->state == PV_ABSENT ? 0 : (uint8_t)(1 + index * 254 / (PV_NR_QUEUES - 1));
+		ages[i] = c->state == PV_ABSENT ? 0 : (uint8_t)(1 + age_of(e, c) * 254 / (PV_NR_QUEUES - 1));
 	}
 }

@@ -120,12 +120,21 @@ static void add(uint64_t *to, uint64_t n)
 	__atomic_fetch_add(to, n, __ATOMIC_RELAXED);
 }
 
+// Promises end while others place, too.
 static uint64_t take_promised(struct pv_chunk_place *c, uint64_t n)
 {
-	uint64_t got = n < c->promised ? n : c->promised;
+	uint16_t have = __atomic_load_n(&c->promised, __ATOMIC_RELAXED), got;
 
-	c->promised -= (uint16_t)got;
+	do
+		got = n < have ? (uint16_t)n : have;
+	while (!__atomic_compare_exchange_n(&c->promised, &have, (uint16_t)(have - got), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 	return got;
+}
+
+void pv_placement_settle(struct pv_placement *pm)
+{
+	for (uint64_t i = 0; i < pm->nr_chunks; i++)
+		add(&pm->ram_left, take_promised(&pm->chunks[i], PV_CHUNK_PAGES));
 }
 
 // Room for n pages that are in memory from now on; how many.

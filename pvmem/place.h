@@ -18,7 +18,8 @@
 //   it is empty                  where its chunk goes. If that is memory and it has outgrown the budget: what does not fit, to swap
 //
 // Room. Each page of the budget is at every moment either filled, or promised to a chunk by the plan, or in the reserve, or
-// free for all. What a chunk does not need of its promise, since it has turned out to be zero, becomes free.
+// free for all. What a chunk does not need of its promise, since it has turned out to be zero, becomes free: at once if it is told, and
+// all of it when everything has come once.
 //
 // Several threads may place at once, each with a placer and a loop of its own, but never the same chunk.
 #pragma once
@@ -37,7 +38,7 @@ struct pv_placement {
 	size_t nr_blocks;
 	struct pv_pages *pages;
 	struct pv_chunk_place {
-		uint16_t promised; // pages of memory that are kept for it
+		uint16_t promised; // pages of memory that are kept for it; atomic
 		uint8_t place;     // enum pv_place
 	} *chunks;
 	uint64_t nr_chunks;
@@ -83,6 +84,8 @@ void pv_placement_fini(struct pv_placement *pm); // accepts a zeroed one
 // content (little-endian). Of equally hot ones the first go to memory. A chunk without pages stays undecided. When all of guest RAM
 // fits there is nothing to decide. -EBADMSG: of another number of chunks, or more pages than a chunk has. Silent.
 int pv_placement_plan(struct pv_placement *pm, const uint8_t *hotness, uint64_t nr_chunks);
+// Everything has come once: what promises are left are free for all. Others may be placing.
+void pv_placement_settle(struct pv_placement *pm);
 // How many pages the block has of this chunk, which one of its blocks has.
 unsigned pv_placement_chunk_pages(const struct pv_placement *pm, uint64_t chunk);
 

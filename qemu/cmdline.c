@@ -252,6 +252,10 @@ static int assemble(const struct cmdline *c, const struct qemu_cmdline_ram *defa
 		add(a, "-display");
 		add(a, "none");
 	}
+	if (cmdline_sandbox(c)) {
+		add(a, "-sandbox");
+		add(a, "%s", cmdline_sandbox(c));
+	}
 	add_monitor(a, QEMU_CMDLINE_QMP_ID, c->o->qmp_fd);
 	add_monitor(a, QEMU_CMDLINE_COMMANDS_ID, c->o->commands_fd);
 	add(a, "-incoming");

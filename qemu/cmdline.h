@@ -18,6 +18,7 @@
 //	lifecycle    -S, -incoming, -loadvm, -daemonize, -pidfile go; ours are added: -incoming defer -S and two QMP monitors
 //	users        -runas and -run-with user= go: whoever starts QEMU has become the user that it was, before QEMU's binary, which may be
 //	             that user's own, runs. -chroot goes too, unless QEMU is root: only root can
+//	another host's   (from_peer) what would start a program is refused, monitors wait until the VM is this host's: cmdline_peer.c
 //	taps         as recorded, or as descriptors (struct qemu_cmdline_net): ifname, bridge, script, helper and vnet_hdr go, which their
 //	             maker has seen to; vhost=on, sndbuf and the like stay
 //
@@ -26,10 +27,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #define QEMU_CMDLINE_RAM_ID "criu-vm-ram" // memory backend that takes the place of plain -m
 #define QEMU_CMDLINE_QMP_ID "criu-vm-qmp" // character device of our own monitor
 #define QEMU_CMDLINE_COMMANDS_ID "criu-vm-commands" // and of another one
+
+#define QEMU_CMDLINE_HIDDEN "~criu-vm" // ends the name of a monitor's socket for as long as nobody may have it
 
 // Guest RAM that the new QEMU inherits.
 struct qemu_cmdline_ram {
@@ -59,7 +63,8 @@ struct qemu_cmdline_opts {
 	const struct qemu_cmdline_net *nets;
 	size_t nr_nets;
 	bool from_peer; // recorded by another host: taps and bridges that are not among nets are refused, which would start scripts and
-			// helpers, and so is what else of a network starts a program
+			// helpers, and so is what else of a network starts a program; a sandbox sees to the rest. Monitors on listening unix
+			// sockets have other names at first (qemu_cmdline_hidden()); all others, and gdb's, are left out
 	bool as_root; // it is started by root and stays root
 };
 
@@ -70,6 +75,12 @@ struct qemu_cmdline_opts {
 // Logs; -EINVAL (not understood, or not matching the RAM or what may be replaced), -EOPNOTSUPP (cannot be restored), -ENOMEM.
 int qemu_cmdline_rebuild(const struct qemu_cmdline_opts *o, char ***argv);
 void qemu_cmdline_free(char **argv);
+
+// Writes the path of each socket with such a name, a line each; -ENOMEM. Whoever takes QEMU_CMDLINE_HIDDEN off its end makes it what
+// the VM's owner knows. What is rebuilt later has the names without it.
+int qemu_cmdline_hidden(char *const *argv, FILE *f);
+// Takes it off the path, if it is there.
+bool qemu_cmdline_show(char *path);
 
 // At dump: will this command line be one that can be rebuilt? Logs every reason why not; errors as above.
 int qemu_cmdline_check(char *const *argv, int argc);

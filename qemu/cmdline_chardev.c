@@ -203,19 +203,22 @@ int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt)
 		err = stdio_to_null(opt);
 	if (!err && qemu_opt_has(opt->value, "backend", "logfile"))
 		err = go_on(opt, "logappend");
-	return err;
+	return err ? err : cmdline_hide_chardev(c, opt);
 }
 
 int cmdline_fix_mon(struct cmdline *c, struct cmdline_option *opt)
 {
-	(void)c;
 	opt->drop = qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_QMP_ID) ||
 		    qemu_opt_is(opt->value, "chardev", "chardev", QEMU_CMDLINE_COMMANDS_ID);
-	return opt->drop && opt->ours ? cmdline_invalid(opt, mine) : 0;
+	if (opt->drop)
+		return opt->ours ? cmdline_invalid(opt, mine) : 0;
+	cmdline_hide_mon(c, opt);
+	return 0;
 }
 
 int cmdline_fix_port(struct cmdline *c, struct cmdline_option *opt)
 {
+	cmdline_split_port(c, opt);
 	if (!on_terminal(opt->value))
 		return fix_legacy(c, opt);
 	no_terminal(opt);
@@ -224,6 +227,11 @@ int cmdline_fix_port(struct cmdline *c, struct cmdline_option *opt)
 
 int cmdline_fix_monitor(struct cmdline *c, struct cmdline_option *opt)
 {
+	int err;
+
 	opt->drop = on_terminal(opt->value);
-	return opt->drop ? 0 : fix_legacy(c, opt);
+	if (opt->drop)
+		return 0;
+	err = cmdline_hide_monitor(c, opt);
+	return err || opt->drop ? err : fix_legacy(c, opt);
 }

@@ -38,7 +38,7 @@ struct cmdline {
 	FILE *machine; // ",key=value..." of all -machine options
 	char *machine_text;
 	size_t machine_len;
-	bool has_display, has_accel;
+	bool has_display, has_accel, has_sandbox;
 	size_t nr_nets; // taps that got their descriptors
 };
 
@@ -95,6 +95,23 @@ int cmdline_fix_chardev(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_mon(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_port(struct cmdline *c, struct cmdline_option *opt);
 int cmdline_fix_monitor(struct cmdline *c, struct cmdline_option *opt);
+
+// ---- another host's: cmdline_peer.c
+
+// Recorded by another host, which is not to be trusted.
+bool cmdline_is_theirs(const struct cmdline *c, const struct cmdline_option *opt);
+// Of another host's VM the unix socket of a monitor gets a name that QEMU_CMDLINE_HIDDEN ends, and monitors elsewhere are left out; else
+// sockets get their own names back. 0 or -ENOMEM.
+int cmdline_hide_chardev(const struct cmdline *c, struct cmdline_option *opt);
+void cmdline_hide_mon(const struct cmdline *c, struct cmdline_option *opt);
+int cmdline_hide_monitor(const struct cmdline *c, struct cmdline_option *opt);
+// "mon:BACKEND" of another host becomes "BACKEND".
+void cmdline_split_port(const struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_s(struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_set(struct cmdline *c, struct cmdline_option *opt);
+int cmdline_fix_sandbox(struct cmdline *c, struct cmdline_option *opt);
+// The value of -sandbox that is still missing, or NULL.
+const char *cmdline_sandbox(const struct cmdline *c);
 
 // ---- rule for -netdev, -nic and -net: cmdline_net.c
 

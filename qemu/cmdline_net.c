@@ -102,7 +102,7 @@ int cmdline_fix_net(struct cmdline *c, struct cmdline_option *opt)
 	_cleanup_free_ char *type = qemu_opt_get(opt->value, "type", "type"), *fds = NULL;
 	const struct qemu_cmdline_net *net = opt->ours || !strcmp(opt->rule->name, "net") ? NULL : net_of(c, opt);
 	const char *key = net && net->nr_fds > 1 ? "fds" : "fd";
-	bool theirs = c->o && c->o->from_peer && !opt->ours;
+	bool theirs = cmdline_is_theirs(c, opt);
 
 	if (theirs && type && starts_program(opt, type))
 		return cmdline_refuse(opt, "it starts a program, which another host cannot have started here");

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "qemu/args.h"
+#include "qemu/cmdline.h"
 #include "qemu/qmp.h"
 #include "qemu/vm_int.h"
 #include "util/cleanup.h"
@@ -145,6 +146,8 @@ static bool legacy_socket(const char *value, struct qmp_listener *l)
 	if (!value || strncmp(value, "unix:", 5) || !qemu_opt_is(value + 5, "path", "server", "on"))
 		return false;
 	l->path = qemu_opt_get(value + 5, "path", "path");
+	if (l->path)
+		qemu_cmdline_show(l->path);
 	return l->path;
 }
 
@@ -160,6 +163,8 @@ static bool chardev_socket(char *const *argv, int argc, const char *id, struct q
 		    qemu_opt_is(a.value, "backend", "abstract", "on"))
 			return false;
 		l->path = qemu_opt_get(a.value, "backend", "path");
+		if (l->path)
+			qemu_cmdline_show(l->path);
 		fd = qemu_opt_get(a.value, "backend", "fd");
 		return l->path || (fd && sscanf(fd, "%d", &l->fd) == 1);
 	}

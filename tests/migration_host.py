@@ -138,11 +138,13 @@ class Host:
 
     # ---- the server
 
-    def serve(self, *args, secure=("--insecure",), env=None, swap=None, address=None):
+    def serve(self, *args, secure=("--insecure",), env=None, swap=None, address=None, user="root"):
         """Starts it, and waits until it listens."""
         swap = swap or f"{self.inside}/swap"
         port = () if "--port" in args else ("--port", "0")
-        line = self.line("lazy-pages", "-vv", "--address", address or self.address, *port, "--swap", swap, "--json", *secure, *args)
+        as_user = ("--user", user) if user else ()      # the guests' own is root
+        line = self.line("lazy-pages", "-vv", "--json", "--address", address or self.address, *port, *as_user, "--swap", swap, *secure,
+                         *args)
         with open(f"{self.dir}/server.log", "ab") as log:
             self.server = self.rig.start(line, stdout=subprocess.PIPE, stderr=log, text=True, env={**self.rig.environment(), **(env or {})})
         check(select.select([self.server.stdout], [], [], 30)[0], "the server does not say where it listens")

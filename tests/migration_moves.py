@@ -143,6 +143,60 @@ def does_not_converge(rig):
     rig.note = last[:300]
 
 
+def of_file(rig, content, *options):
+    """A guest whose RAM is a private mapping of a file, of which it writes to little. What it costs to move."""
+    with open(f"{rig.shared}/template", "wb") as f:
+        f.write(content * (64 * MIB // len(content)))
+    time.sleep(0.2)                 # the file is older than the kernel's clock tick
+    vm = rig.memory(64, image="touch", args=["-object", "memory-backend-file,id=t,size=64M,mem-path={shared}/template,share=off",
+                                             "-machine", "memory-backend=t"])
+    rig.b.serve()
+    summary = vm.move(*options)
+    vm.at.passes(3)
+    return summary
+
+
+@test
+def private_file(rig):
+    """Pages that are the file's are sent once, though they always count as written."""
+    summary = of_file(rig, random.randbytes(MIB), "--downtime-limit", "200", "--max-bandwidth", "60M")
+    check(summary["rounds"] <= 4 and 60 * MIB < summary["bytes"] < 80 * MIB, f"{summary}")
+    rig.note = said(summary)
+
+
+@test
+def compressed_slowly(rig):
+    """--max-bandwidth is of what is on the wire."""
+    summary = of_file(rig, b"criu-vm " * 512, "--compress", "zstd", "--max-bandwidth", "4M")
+    check(summary["bytes"] < 8 * MIB and summary["seconds"] < 8, f"{summary}")
+    rig.note = said(summary)
+
+
+@test
+def gives_memory_back(rig):
+    """A balloon and memory in a file: all of it is looked at in the standstill, which is short nevertheless."""
+    vm = rig.memory(512, image="touch", append="fill=80", args=["-object", "memory-backend-memfd,id=m,size=512M",
+                                                               "-machine", "memory-backend=m", "-device", "virtio-balloon-pci"])
+    rig.b.serve()
+    summary = vm.move()
+    check(summary["pages"] > 100000 and summary["zero_pages"] < 1000, f"{summary}")
+    rig.note = said(summary)
+
+
+@test
+def limit_too_low(rig):
+    """Not even an idle VM is that fast, which is said at once; a paused one does not need to be."""
+    vm = rig.memory(64)
+    rig.b.serve()
+    rig.a.fails(*vm.migrate_line(rig.b, "--downtime-limit", "5"), says=["idle VM"])
+    vm.runs_on()
+    rig.b.nothing_left()
+    vm.at.qmp("stop")
+    vm.move("--downtime-limit", "5", runs=False)
+    vm.at.qmp("cont")
+    vm.at.passes(3)
+
+
 @cases(sigint=signal.SIGINT, sigterm=signal.SIGTERM)
 def cut_off(rig, signum):
     """In the rounds, and at any moment: either it has arrived, or it is as before."""
@@ -237,7 +291,7 @@ def as_user(rig):
     """QEMU runs as --user says, whoever it was at the source."""
     vm = rig.memory(32)
     os.chown(vm.dir_at(rig.b), NOBODY, NOBODY)
-    rig.b.serve("--user", "nobody")
+    rig.b.serve(user="nobody")
     vm.move(*SMALL)
     with open(f"/proc/{vm.at.pid}/status", encoding="latin-1") as f:
         uids = next(line.split()[1:] for line in f if line.startswith("Uid:"))

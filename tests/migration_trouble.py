@@ -4,11 +4,14 @@ other VMs untouched."""
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import time
 
 from migration_faults import Outcome
+from migration_guest import QuickQmp
+from migration_rig import stages_done
 from migration_wire import (ADMIT, ASK, COMMIT, CONTROL, DATA, DONE, HELLO, OFFER, PIECE, ROUND_BEGIN, ROUND_DONE, STATUS, Client, Proxy,
                             fields, hello, message, parse, preamble)
 from misuse_rig import MIB, cases, check, test, wait_for
@@ -343,3 +346,79 @@ def stalls_for_long(rig):
         took = time.monotonic() - begun
         check(outcome.wait() == "source", "it failed")
     check(took < 29, f"it took {took:.0f} s to learn that nothing passes")
+
+
+# ---- who may do what here
+
+
+def held_before_commit(rig, vm, after):
+    """So far it has come, and it is not that host's yet."""
+    command = rig.start_migrate(vm, rig.b, *SMALL)
+    wait_for(f"{after}", 30, lambda: after in stages_done(rig.b.server_log() + rig.b.log_of(vm.name)) or not command.runs())
+    check(command.runs(), "it has ended already")
+    return command
+
+
+@cases(root="root", nobody="nobody")
+def monitors_until_commit(rig, user):
+    """Nobody reaches its monitors before it is the destination's; then they are where they were."""
+    vm = rig.memory(32)
+    folder, seen = vm.dir_at(rig.b), set()
+    if user != "root":
+        shutil.chown(folder, user)
+    rig.b.serve(env={"CRIU_VM_FAULT": "receive-load:delay"}, user=user)
+    command = held_before_commit(rig, vm, "receive-serve")
+    rig.b.fails("dump", vm.name, "-D", f"{rig.b.dir}/images", says=["arriving"])
+    while not os.path.exists(f"{folder}/own.sock") and command.runs():
+        seen.update(os.listdir(folder))
+        time.sleep(0.01)
+    command.end().check(0)
+    vm.at.wait_end()
+    vm.arrived(rig.b)
+    vm.at.passes(3)
+    check("own.sock~criu-vm" in seen and "own.sock" not in seen, f"before the commit: {seen}")
+    check("own.sock~criu-vm" not in os.listdir(folder), "its monitor has not got its name back")
+    with QuickQmp(vm.at.qmp_path) as q:
+        check(q.call("query-status")["status"] == "running", "its monitor says something else")
+
+
+def say_cont_at(rig, vm):
+    with QuickQmp(f"{vm.dir_at(rig.b)}/own.sock~criu-vm") as q:
+        q.call("cont")
+
+
+@test
+def cont_before_load(rig):
+    """Who finds that monitor, and has the VM run once it is loaded, does not: no pass is made twice."""
+    vm = rig.memory(32)
+    rig.b.serve(env={"CRIU_VM_FAULT": "receive-load:delay,receive-ready:delay"})
+    command = held_before_commit(rig, vm, "receive-serve")
+    say_cont_at(rig, vm)
+    command.end().check(0)
+    vm.at.wait_end()
+    vm.arrived(rig.b)
+    vm.at.passes(3)
+
+
+@test
+def cont_before_commit(rig):
+    """Once it is loaded it does run; then it is not made the destination's, and ends there."""
+    vm = rig.memory(32)
+    vm.at.qmp("stop")   # or there would be two for a moment
+    rig.b.serve(env={"CRIU_VM_FAULT": "receive-ready:delay"})
+    command = held_before_commit(rig, vm, "receive-load")
+    say_cont_at(rig, vm)
+    result = command.end().check(1)
+    check("before it was this host's" in result.err, f"{result}")
+    wait_for("nothing there", 10, lambda: not rig.b.residue())
+    check(vm.at.qmp("query-status")["status"] == "paused", "it is not as it was")
+
+
+@test
+def root_is_not_given(rig):
+    """Another host does not decide that its VM runs as root here."""
+    vm = rig.memory(32)
+    rig.b.serve(user=None)
+    rig.a.fails(*vm.migrate_line(rig.b), says=["--user root"])
+    vm.runs_on()
+    wait_for("nothing there", 5, lambda: not rig.b.residue())

@@ -38,7 +38,7 @@ int wire_send_document(struct wire_conn *c, WireDocumentKind kind, const void *d
 // *data is the caller's. -EFBIG (logged): longer than max (at most WIRE_DOC_MAX); memory is allocated as pieces arrive, not for what is
 // promised. -EBADMSG (logged): what was sent does not make a document; else as wire_expect(), with WIRE_PIECE_MS.
 int wire_receive_document(struct wire_conn *c, WireDocumentKind kind, size_t max, void **data, size_t *len);
-// The same, of which wire_receive() has returned the first message already: it stays the caller's.
+// The same, of which wire_receive() has returned the first message already (NULL: it has not): a piece, which stays the caller's.
 int wire_receive_document_from(struct wire_conn *c, const WireMsg *first, WireDocumentKind kind, size_t max, void **data, size_t *len);
 
 // Sends a keepalive every WIRE_KEEPALIVE_MS from a thread of its own, beside what others send, until it is stopped or the line is

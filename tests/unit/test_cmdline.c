@@ -45,12 +45,13 @@ static char *join(char **argv)
 static const struct qemu_cmdline_ram default_ram = { .backend_id = NULL, .len = 64 << 20, .fd = 7 };
 
 static bool as_root; // what QEMU will be
+static bool from_peer;
 
 static int rebuild_with(const struct qemu_cmdline_ram *ram, size_t nr_ram, const char *recorded, const char *replace, char **result)
 {
 	struct words rec, rep;
 	struct qemu_cmdline_opts o = { .qemu = "/bin/qemu", .machine = "pc-7.2", .qmp_fd = 9, .commands_fd = 10, .ram = ram, .nr_ram = nr_ram,
-				       .as_root = as_root };
+				       .as_root = as_root, .from_peer = from_peer };
 	char **argv;
 	int err;
 
@@ -382,6 +383,92 @@ START_TEST(replacing_what_is_ours)
 }
 END_TEST
 
+// ---- of another host
+
+#define SANDBOX "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny "
+#define LONG "/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"
+
+static const struct {
+	const char *recorded, *options; // what becomes of them here
+	const char *again;              // and once more, when this host is trusted
+	const char *hidden;             // a line each
+} theirs[] = {
+	{ "-qmp unix:/q,server=on,wait=off", "-qmp unix:/q~criu-vm,server=on,wait=off", "-qmp unix:/q,server=on,wait=off", "/q~criu-vm\n" },
+	{ "-monitor unix:path=/a,,b,server,nowait", "-monitor unix:/a,,b~criu-vm,server,nowait", "-monitor unix:/a,,b,server,nowait",
+	  "/a,b~criu-vm\n" },
+	{ "-chardev socket,path=/m,id=m,server=on,wait=off -mon m,mode=control", "-chardev socket,path=/m~criu-vm,id=m,server=on,wait=off -mon m,mode=control",
+	  "-chardev socket,path=/m,id=m,server=on,wait=off -mon m,mode=control", "/m~criu-vm\n" },
+	{ "-monitor chardev:m -chardev socket,id=m,server=on,wait=off,path=/m", "-monitor chardev:m -chardev socket,path=/m~criu-vm,id=m,server=on,wait=off",
+	  "-monitor chardev:m -chardev socket,path=/m,id=m,server=on,wait=off", "/m~criu-vm\n" },
+	{ "-gdb unix:/g,server=on,wait=off", "-gdb unix:/g~criu-vm,server=on,wait=off", "-gdb unix:/g,server=on,wait=off", "/g~criu-vm\n" },
+	{ "-chardev socket,id=s,path=/s,server=on,wait=off -serial chardev:s", "-chardev socket,id=s,path=/s,server=on,wait=off -serial chardev:s",
+	  "-chardev socket,id=s,path=/s,server=on,wait=off -serial chardev:s", "" },
+	// left out
+	{ "-qmp tcp:0:4444,server=on,wait=off -monitor pty -monitor vc -gdb tcp::1 -s", NULL, NULL, "" },
+	{ "-qmp unix:/client -monitor unix:/a,abstract=on,server=on -qmp-pretty unix:" LONG ",server=on", NULL, NULL, "" },
+	{ "-mon none -monitor chardev:nobody", NULL, NULL, "" },
+	{ "-chardev socket,id=m,host=h,port=1,server=on,wait=off -mon m", "-chardev socket,id=m,host=h,port=1,server=on,wait=off",
+	  "-chardev socket,id=m,host=h,port=1,server=on,wait=off", "" },
+	{ "-monitor none -serial mon:pty", "-monitor none -serial pty", "-monitor none -serial pty", "" },
+	{ "-set device.d.x=1 -sandbox off -sandbox on", "-set device.d.x=1", "-set device.d.x=1", "" },
+};
+
+static char *hidden(const char *line)
+{
+	struct words w;
+	char *text;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
+
+	words_init(&w, line);
+	ck_assert_int_eq(qemu_cmdline_hidden(w.v, f), 0);
+	fclose(f);
+	free(w.text);
+	return text;
+}
+
+START_TEST(of_another_host)
+{
+	const char *is = theirs[_i].options, *again = theirs[_i].again;
+	char *recorded, *want, *got, *twice, *back, *paths;
+
+	ck_assert_int_ge(asprintf(&recorded, "qemu %s", theirs[_i].recorded), 0);
+	ck_assert_int_ge(asprintf(&want, "/bin/qemu -machine pc-7.2,memory-backend=criu-vm-ram " RAM "%s%s -display none " SANDBOX TAIL, is ? " " : "", is ?: ""), 0);
+	from_peer = true;
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, recorded, NULL, &got), 0);
+	ck_assert_str_eq(got, want);
+	paths = hidden(got);
+	ck_assert_str_eq(paths, theirs[_i].hidden);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, got, NULL, &twice), 0);
+	ck_assert_str_eq(twice, want);
+	from_peer = false;
+	free(want);
+	ck_assert_int_ge(asprintf(&want, "/bin/qemu -machine pc-7.2,memory-backend=criu-vm-ram " RAM "%s%s -display none " SANDBOX TAIL, again ? " " : "",
+				  again ?: ""), 0);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, got, NULL, &back), 0);
+	ck_assert_str_eq(back, want);
+	free(recorded);
+	free(want);
+	free(got);
+	free(twice);
+	free(back);
+	free(paths);
+}
+END_TEST
+
+START_TEST(sandbox_of_another_host)
+{
+	char *got;
+
+	from_peer = true;
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -sandbox on,spawn=deny,resourcecontrol=deny", NULL, &got), 0);
+	ck_assert(strstr(got, "-sandbox on,spawn=deny,resourcecontrol=deny ") && !strstr(got, SANDBOX));
+	free(got);
+	ck_assert_int_eq(rebuild_with(&default_ram, 1, "qemu -set netdev.n.smb=/", NULL, &got), -EOPNOTSUPP);
+	from_peer = false;
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("cmdline");
@@ -399,6 +486,8 @@ int main(void)
 	tcase_add_test(tc, every_reason_is_told);
 	tcase_add_test(tc, ram_must_match);
 	tcase_add_test(tc, replacing_what_is_ours);
+	tcase_add_loop_test(tc, of_another_host, 0, ARRAY_SIZE(theirs));
+	tcase_add_test(tc, sandbox_of_another_host);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

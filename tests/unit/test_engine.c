@@ -233,6 +233,40 @@ START_TEST(rescue)
 }
 END_TEST
 
+// What goes out is the least of what is in memory, what comes in the most.
+START_TEST(ages)
+{
+	static bool zapped[FIRST];
+	uint8_t age[RAM / PV_CHUNK_SIZE];
+	const size_t last = ARRAY_SIZE(age) - 1;
+	struct rig r;
+	size_t out = 0;
+
+	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_put(&r, last * PV_CHUNK_PAGES, PV_CHUNK_PAGES, PV_HOME_SOURCE);
+	rig_start(&r);
+	pv_engine_run(r.e);
+	write_until_drain_is_held(&r);
+	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
+	while (!zapped[out * PV_CHUNK_PAGES])
+		out++;
+	r.source_hold = true;
+	rig_order(&r, 1, GUEST_VERIFY, last * PV_CHUNK_PAGES, 1);
+	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
+	pv_engine_ages(r.e, age);
+	ck_assert_uint_eq(age[last - 1], 0); // was never there
+	ck_assert_uint_eq(age[out], 1);
+	ck_assert_uint_eq(age[last], 255);
+	r.source_hold = false;
+	rig_release_drain(&r);
+	rig_finish(&r);
+	ck_assert(rig_until(&r, rig_stats(&r).chunks_out, RIG_PATIENCE_MS));
+	pv_engine_ages(r.e, age);
+	ck_assert_uint_eq(age[out], 0);
+	rig_end(&r);
+}
+END_TEST
+
 START_TEST(withheld_drain)
 {
 	struct pv_stats s;
@@ -633,6 +667,7 @@ int main(void)
 	add(s, zeros_are_not_written, 1);
 	add(s, drain_before_write, 1);
 	add(s, rescue, 1);
+	add(s, ages, 1);
 	add(s, withheld_drain, 1);
 	add(s, failing_drain, 1);
 	add(s, write_error, 1);

@@ -131,7 +131,7 @@ START_TEST(sweep_what_is_left)
 	write_record(path, "x");
 	migration_sweep();
 	ck_assert_uint_eq(nr_files(), 1);
-	make_old(path, 31);
+	make_old(path, 1);
 	write_record(file_of(".source"), "{}"); // of who is asking still, perhaps
 	make_old(file_of(".source"), 31);
 	migration_sweep();

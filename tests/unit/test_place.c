@@ -365,6 +365,14 @@ START_TEST(less_than_said)
 	ck_assert_int_eq(finish(&t, &a), 0);
 	ck_assert(is_in_ram(&t, 6));
 	verify(&t);
+	ck_assert_uint_eq(t.placement.ram_left, 10); // all but what was promised to the three, of which 156 and 512 are left
+	pv_placement_settle(&t.placement);
+	ck_assert_uint_eq(t.placement.ram_left, 10 + 156 + 512);
+	verify(&t);
+	arrive(&t, &a, 4, all);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert(is_in_ram(&t, 4));
+	verify(&t);
 	target_fini(&t);
 }
 END_TEST
@@ -505,6 +513,8 @@ START_TEST(threads)
 		w[i].index = i;
 		ck_assert_int_eq(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
 	}
+	for (unsigned i = 0; i < 1000; i++) // meanwhile
+		pv_placement_settle(&t.placement);
 	for (unsigned i = 0; i < WORKERS; i++)
 		ck_assert_int_eq(pthread_join(w[i].thread, NULL), 0);
 	verify(&t);

@@ -3,6 +3,7 @@
 //
 //	reserve NAME BYTES -> "0" or "ERRNO REASON"      channel -> "CHANNEL WHAT-CAME-OVER-IT"
 //	fds -> how many it has      env -> is it a service?      make NAME (its run directory) -> "0"
+//	undecided -> "0"
 //	exit STATUS      kill      wait -> until it is interrupted, "interrupted"
 #include <arpa/inet.h>
 #include <check.h>
@@ -131,6 +132,8 @@ int receive_run(const struct receive_opts *o, int fd)
 			put(fd, "%u", open_fds());
 		else if (!strcmp(line, "env"))
 			put(fd, "%d", getenv("NOTIFY_SOCKET") != NULL);
+		else if (!strcmp(line, "undecided"))
+			put(fd, "%d", server_line_undecided(o->line));
 		else if (!strncmp(line, "make ", 5))
 			put(fd, "%d", make_run_dir(o, line + 5));
 		else if (!strncmp(line, "exit ", 5))
@@ -696,6 +699,13 @@ START_TEST(once)
 }
 END_TEST
 
+static void is_answered(const struct rig *r, uint8_t token)
+{
+	_cleanup_close_ int fd = call(r, WIRE_ASK, token, 0, "");
+
+	ck_assert(!strncmp(get(fd), "answer ", 7));
+}
+
 START_TEST(killed_after_commit)
 {
 	struct rig r = { .o.once = true };
@@ -709,8 +719,47 @@ START_TEST(killed_after_commit)
 	ck_assert(!migration_decide(token, MIGRATION_COMMITTED, "web", &is));
 	put(fd, "kill");
 	heard_of(&r, "attention", "web");
+	is_refused(&r, preamble(WIRE_CONTROL, 2, 0), "--once"); // its source does not know, and cannot learn it but by asking
+	is_answered(&r, 6);
+	is_refused(&r, preamble(WIRE_CONTROL, 7, 0), "--once");
+	is_answered(&r, 7);
 	ck_assert_int_eq(ended(&r), CMD_ATTENTION);
 	migration_forget(token);
+}
+END_TEST
+
+// As above: who has asked already does not ask again; a signal ends the waiting.
+START_TEST(once_and_not_told)
+{
+	enum { ASKS_BEFORE, ASKS_AFTER, NEVER_ASKS };
+	enum migration_decision is;
+	uint8_t token[WIRE_TOKEN_LEN];
+
+	for (int when = ASKS_BEFORE; when <= NEVER_ASKS; when++) {
+		struct rig r = { .o.once = true };
+		int fd;
+
+		begin(&r);
+		fd = arrive(&r, 9, "web", 4096);
+		asks(fd, "undecided", "0");
+		memset(token, 9, sizeof token);
+		ck_assert(!migration_decide(token, MIGRATION_ABORTED, NULL, &is));
+		if (when == ASKS_BEFORE) {
+			is_answered(&r, 9);
+			usleep(200000); // it is reaped
+		}
+		put(fd, "exit 1");
+		heard_of(&r, "failed", "web");
+		if (when == ASKS_AFTER)
+			is_answered(&r, 9);
+		if (when == NEVER_ASKS) {
+			is_refused(&r, preamble(WIRE_CONTROL, 9, 0), "--once");
+			kill(r.server, SIGTERM);
+		}
+		ck_assert_int_eq(ended(&r), CMD_FAILED);
+		close(fd);
+		migration_forget(token);
+	}
 }
 END_TEST
 
@@ -734,6 +783,55 @@ START_TEST(killed_before_commit)
 	ck_assert_int_eq(ended(&r), CMD_FAILED);
 	memset(token, 8, sizeof token);
 	ck_assert(!migration_decided(token, &is, NULL) && is == MIGRATION_ABORTED);
+}
+END_TEST
+
+static void make_arriving(const char *name, uint8_t first, struct run_dir *rd)
+{
+	uint8_t token[WIRE_TOKEN_LEN] = { first };
+
+	ck_assert(!run_dir_create(run_dir, name, rd));
+	ck_assert(!arrival_mark(rd, token));
+	ck_assert(!migration_prepare(token, name));
+}
+
+static enum migration_decision decision_of(uint8_t first)
+{
+	uint8_t token[WIRE_TOKEN_LEN] = { first };
+	enum migration_decision is;
+
+	ck_assert(!migration_decided(token, &is, NULL));
+	return is;
+}
+
+// Server and receiver were killed at once: the next server removes what they made, and nothing that is somebody's.
+START_TEST(tidied_at_start)
+{
+	enum migration_decision is;
+	struct run_dir rd, at_work;
+
+	make_arriving("dead", 101, &rd);
+	run_dir_close(&rd);
+	make_arriving("at-work", 102, &at_work);
+	make_arriving("committed", 103, &rd);
+	ck_assert(!migration_decide((const uint8_t[WIRE_TOKEN_LEN]){ 103 }, MIGRATION_COMMITTED, "committed", &is));
+	run_dir_close(&rd);
+	ck_assert(!run_dir_create(run_dir, "restored", &rd));
+	run_dir_close(&rd);
+	receive_tidy_all(run_dir);
+	ck_assert_int_eq(run_dir_open(run_dir, "dead", &rd), -ENOENT);
+	ck_assert_int_eq(decision_of(101), MIGRATION_ABORTED);
+	ck_assert_int_eq(decision_of(102), MIGRATION_UNDECIDED);
+	ck_assert_int_eq(decision_of(103), MIGRATION_COMMITTED);
+	run_dir_destroy(&at_work); // it is there
+	for (unsigned i = 0; i < 2; i++) {
+		ck_assert(!run_dir_open(run_dir, i ? "restored" : "committed", &rd));
+		run_dir_destroy(&rd);
+	}
+	for (uint8_t i = 101; i <= 103; i++) {
+		migration_unprepare((const uint8_t[WIRE_TOKEN_LEN]){ i });
+		migration_forget((const uint8_t[WIRE_TOKEN_LEN]){ i });
+	}
 }
 END_TEST
 
@@ -933,6 +1031,8 @@ int main(void)
 	add(s, what_the_host_has);
 	add(s, stop);
 	add(s, once);
+	add(s, once_and_not_told);
+	add(s, tidied_at_start);
 	add(s, killed_after_commit);
 	add(s, killed_before_commit);
 	add(s, refusals);
