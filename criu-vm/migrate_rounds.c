@@ -19,6 +19,7 @@
 //
 // What an idle VM takes is not made less by rounds: a limit below it is refused, without more of them. A paused VM needs none.
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -136,10 +137,14 @@ static int give_up(struct migrate *m, uint64_t nr_pages)
 
 static void tell(struct migrate *m, uint64_t nr_pages)
 {
-	char left[16], dirty[16], rate[16];
+	char left[16], dirty[16], rate[16], text[160];
 
-	log_info("round %u: %s/s; the VM writes to %s/s; %s are left, a standstill of %lu ms is foreseen", m->round, size_format(m->rate, rate),
-		 size_format(m->dirty_rate, dirty), size_format(nr_pages * PAGE_SIZE, left), foreseen_ns(m, nr_pages) / NSEC_PER_MSEC);
+	snprintf(text, sizeof text, "round %u: %s/s; the VM writes to %s/s; %s are left, a standstill of %lu ms is foreseen", m->round,
+		 size_format(m->rate, rate), size_format(m->dirty_rate, dirty), size_format(nr_pages * PAGE_SIZE, left),
+		 foreseen_ns(m, nr_pages) / NSEC_PER_MSEC);
+	log_info("%s", text);
+	if (log_max() < LOG_INFO)
+		progress_line(text);
 }
 
 // The VM can be stopped now; or -EAGAIN, logged: its standstill will never be as short as it is to be; or -EALREADY: another round.

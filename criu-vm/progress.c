@@ -44,3 +44,9 @@ void progress_end(struct progress *p)
 	fputc('\n', stderr);
 	p->on = false;
 }
+
+void progress_line(const char *text)
+{
+	if (isatty(STDERR_FILENO))
+		fprintf(stderr, "%s\n", text);
+}

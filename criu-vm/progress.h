@@ -13,5 +13,7 @@ struct progress {
 
 void progress_begin(struct progress *p, const char *what, uint64_t total);
 void progress_add(struct progress *p, uint64_t bytes);
+// Something to be read between two of them.
+void progress_line(const char *text);
 // Ends the line.
 void progress_end(struct progress *p);
