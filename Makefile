@@ -102,7 +102,7 @@ check: deps ## build and run the tests
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
 	$(Q)$(MAKE) all guests
 	$(Q)$(MAKE) VARIANT=asan all unit
-	$(Q)python3 -B tests/check.py unit:asan zdtm:asan
+	$(Q)python3 -B tests/check.py --long unit:asan zdtm:asan
 
 damage: deps ## checkpoints with thousands of flipped bits and truncations: verify and restore find them all
 	$(Q)$(MAKE) all guests

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs the suites that are named and adds their counts: what `make check` and `make asan` do after building.
 
-    check.py [--build DIR] SUITE[:VARIANT]...        SUITE: docs unit platform zdtm misuse now checkpoints compat life migration
+    check.py [--build DIR] [--long] SUITE[:VARIANT]...        SUITE: docs unit platform zdtm misuse now checkpoints compat life migration
                                                       fuzz (the inputs that are kept); VARIANT: a build variant, as asan
 
 Every suite prints its failures and skips in full, and all failures are printed once more behind the last one, where nobody can
@@ -36,6 +36,10 @@ ZDTM_CHECK = [
 # A variant is slow: a few VMs only.
 ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-small"]]
 
+
+# And unit programs that take long in one, and have no peer's or file's bytes to look at; `make asan` runs all.
+LONG_IN_VARIANT = {f"test_{name}" for name in ("disks", "engine", "fill", "netdevs", "protect", "pv_reader", "receive_pages", "recover", "server",
+                                               "settle", "snapshot", "swap_device", "take_over", "tap", "track")}
 
 AGAIN_LINES = 15    # of a failure, at the end
 
@@ -90,8 +94,8 @@ def programs(folder, build):
     return sorted(p for p in glob.glob(f"{ROOT}/{build}/tests/{folder}/*") if os.access(p, os.X_OK) and not os.path.isdir(p))
 
 
-def unit(count, build):
-    names = programs("unit", build)
+def unit(count, build, but=()):
+    names = [p for p in programs("unit", build) if os.path.basename(p) not in but]
     for program, (status, out) in zip(names, in_parallel([p] for p in names)):
         name = os.path.basename(program)
         found = re.search(r"^\d+%: Checks: (\d+), Failures: (\d+), Errors: (\d+)$", out, re.M)
@@ -135,6 +139,7 @@ def others(count, command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default="build")
+    parser.add_argument("--long", action="store_true", help="of a variant, also what a check has no time for")
     parser.add_argument("suite", nargs="+")
     opts = parser.parse_args()
     count = Count()
@@ -145,7 +150,7 @@ def main():
         begun = time.time()
         print(f"== {which}", flush=True)
         if suite == "unit":
-            unit(count, build)
+            unit(count, build, LONG_IN_VARIANT if variant and not opts.long else ())
         elif suite == "platform":
             platform(count, build)
         elif suite == "docs":
