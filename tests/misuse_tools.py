@@ -6,7 +6,7 @@ import subprocess
 
 from misuse_rig import cases, check, test
 
-COMMANDS = ["check", "dump", "restore", "lazy-pages", "set", "stat", "show"]
+COMMANDS = ["check", "dump", "restore", "migrate", "lazy-pages", "set", "stat", "show"]
 
 
 def plain(rig, *args):
@@ -48,7 +48,13 @@ def usage_of_dump(rig):
 def usage_of_the_rest(rig):
     rig.fails("show", status=2)
     rig.fails("stat", "a", "b", status=2)
-    rig.fails("lazy-pages", status=2, says=["--name"])
+    rig.fails("lazy-pages", "nonsense", status=2)
+    rig.fails("lazy-pages", "--port", "65536", status=2, says=["65536"])
+    rig.fails("lazy-pages", "--vm-ram", "much", status=2, says=["much"])
+    rig.fails("lazy-pages", "--address", "0.0.0.0", "--port", "0", status=2, says=["--tls-creds", "--insecure"])
+    for args in ([], ["1"], ["1", "localhost", "x"], ["--channels", "0", "1", "localhost"], ["--max-bandwidth", "fast", "1", "localhost"]):
+        rig.fails("migrate", *args, status=2)
+    rig.fails("migrate", "1", "192.0.2.1")
     rig.fails("lazy-pages", "--name", "../x", status=2)
     rig.fails("stat", "--rounds", "x", status=2)
 
