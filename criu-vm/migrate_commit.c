@@ -79,11 +79,12 @@ static int ask(const struct question *q, bool *committed)
 		return r;
 	r = wire_expect(c, ASK_MS, offsetof(WireMsg, status), &m);
 	if (!r) {
-		*committed = m->status->state == WIRE_STATE__WIRE_COMMITTED;
 		if (m->status->state == WIRE_STATE__WIRE_UNKNOWN)
 			r = -EAGAIN;
 		if (memcmp(m->status->token.data, q->token, WIRE_TOKEN_LEN) || memcmp(m->status->host.data, q->host_id, WIRE_TOKEN_LEN))
 			r = -EXDEV; // it is not the one that the VM was offered to
+		if (!r)
+			*committed = m->status->state == WIRE_STATE__WIRE_COMMITTED;
 		wire_msg__free_unpacked(m, NULL);
 	}
 	wire_close(c);
