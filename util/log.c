@@ -23,12 +23,32 @@ static struct {
 	void *hear_ctx;
 } state = { .fd = STDERR_FILENO, .max = LOG_WARN };
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of the last error
 static pthread_mutex_t hearing = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *const level_word[] = { "error: ", "warning: ", "", "debug: " };
 
+static void take_lock(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+static void release_lock(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+// A child that is forked while another thread logs could not log any more.
+static void guard_forks(void)
+{
+	pthread_atfork(take_lock, release_lock, release_lock);
+}
+
 void log_init(int fd, enum log_level max, const char *prefix, bool timestamps)
 {
+	static pthread_once_t guarded = PTHREAD_ONCE_INIT;
+
+	pthread_once(&guarded, guard_forks);
 	state.fd = fd;
 	state.max = max;
 	state.timestamps = timestamps;
@@ -42,7 +62,12 @@ enum log_level log_max(void)
 
 const char *log_last_error(void)
 {
-	return state.last_error;
+	static _Thread_local char copy[LINE_MAX_LEN];
+
+	pthread_mutex_lock(&lock);
+	strcpy(copy, state.last_error);
+	pthread_mutex_unlock(&lock);
+	return copy;
 }
 
 void log_listen(void (*hear)(void *ctx, const char *text), void *ctx)
@@ -58,15 +83,20 @@ static void tell_listener(const char *text)
 	pthread_mutex_unlock(&hearing);
 }
 
-// In the log of a process that tries something again and again, the same error as before.
-static bool is_repeated(const char *text)
+// False: in the log of a process that tries something again and again, it is the same error as before.
+static bool remember(const char *text)
 {
 	time_t now = time(NULL);
+	bool repeated;
 
-	if (state.timestamps && !strcmp(text, state.last_error) && now - state.error_at < REPEAT_AFTER_S)
-		return true;
-	state.error_at = now;
-	return false;
+	pthread_mutex_lock(&lock);
+	repeated = state.timestamps && !strcmp(text, state.last_error) && now - state.error_at < REPEAT_AFTER_S;
+	if (!repeated) {
+		state.error_at = now;
+		snprintf(state.last_error, sizeof state.last_error, "%s", text);
+	}
+	pthread_mutex_unlock(&lock);
+	return !repeated;
 }
 
 // Names and messages of images, of a QEMU and of its guest are in these lines: none of it shall move a terminal's cursor.
@@ -106,10 +136,8 @@ void log_at(enum log_level level, const char *fmt, ...)
 	if (len > text + LINE_MAX_LEN - 2)
 		len = text + LINE_MAX_LEN - 2;
 	disarm(line + text);
-	if (level == LOG_ERROR && is_repeated(line + text))
+	if (level == LOG_ERROR && !remember(line + text))
 		goto out;
-	if (level == LOG_ERROR)
-		snprintf(state.last_error, sizeof state.last_error, "%s", line + text);
 	if (level == LOG_ERROR && state.hear)
 		tell_listener(line + text);
 	line[len++] = '\n';

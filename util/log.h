@@ -12,7 +12,8 @@ enum log_level log_max(void);
 
 void log_at(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-// The last LOG_ERROR line of this process without its prefix, "" if there was none: for a peer that wants the reason.
+// The last LOG_ERROR line of this process without its prefix, "" if there was none: for a peer that wants the reason. The caller's until
+// its thread asks again.
 const char *log_last_error(void);
 
 // Told of each error from here on, in the thread that has it, one at a time: the text of log_last_error(). NULL: nobody.
