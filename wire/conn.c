@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <linux/pkt_sched.h>
 #include <netinet/in.h>
+#include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -41,6 +43,11 @@ int wire_conn_new(int fd, char *peer, struct wire_conn **out)
 	return 0;
 }
 
+int wire_fd(const struct wire_conn *c)
+{
+	return c->fd;
+}
+
 const char *wire_peer(const struct wire_conn *c)
 {
 	return c->peer;
@@ -50,6 +57,15 @@ void wire_set_timeout(struct wire_conn *c, unsigned ms)
 {
 	c->timeout_ms = ms;
 	setsockopt(c->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof ms);
+}
+
+void wire_set_urgent(struct wire_conn *c)
+{
+	int low_latency = IPTOS_DSCP_AF21, interactive = TC_PRIO_INTERACTIVE;
+
+	setsockopt(c->fd, IPPROTO_IP, IP_TOS, &low_latency, sizeof low_latency);
+	setsockopt(c->fd, IPPROTO_IPV6, IPV6_TCLASS, &low_latency, sizeof low_latency);
+	setsockopt(c->fd, SOL_SOCKET, SO_PRIORITY, &interactive, sizeof interactive); // IP_TOS has set another one
 }
 
 void wire_set_deadline(struct wire_conn *c, uint64_t ns)

@@ -46,6 +46,8 @@ int wire_connect(const struct wire_connect_opts *o, struct wire_conn **c);
 int wire_accept(int fd, const struct wire_tls *tls, unsigned timeout_ms, struct wire_conn **c);
 // Who is at the other end: "192.0.2.1:4711", with the certificate's name behind it.
 const char *wire_peer(const struct wire_conn *c);
+// Its socket, borrowed: to ask the system who that is.
+int wire_fd(const struct wire_conn *c);
 
 // All of it, or -errno: -ECONNRESET (closed, in the middle or before), -ETIMEDOUT (nothing came, or went, for the time-out, WIRE_LOST_MS
 // unless wire_set_timeout() says otherwise), -EBADMSG (TLS). -EINTR: interrupted() said so while it waited. Silent. After an error that
@@ -57,6 +59,9 @@ int wire_writev(struct wire_conn *c, struct iovec *iov, unsigned nr);
 // Is there something to read (or the end, or an error)? 1, 0 after timeout_ms (-1: never), -EINTR, -errno. It is the reader's to call.
 int wire_poll(struct wire_conn *c, int timeout_ms);
 void wire_set_timeout(struct wire_conn *c, unsigned ms); // more than 0
+// What is sent goes before other traffic where somebody looks at that: this host's queue, a network that knows RFC 4594's low-latency data.
+// wire_connect() does it for line 0 of page lines; who accepts one, itself.
+void wire_set_urgent(struct wire_conn *c);
 // Reads end with -ETIMEDOUT at this time of clock_now_ns(), even while bytes come, one by one; 0: never.
 void wire_set_deadline(struct wire_conn *c, uint64_t ns);
 // Milliseconds until the line counts as lost since nothing was received for the time-out; 0: it does.

@@ -150,6 +150,12 @@ static int connect_any(const struct wire_connect_opts *o, const char *peer, uint
 	return fd;
 }
 
+// A guest waits for what goes over it.
+static bool is_urgent(const struct wire_preamble *p)
+{
+	return (p->kind == WIRE_LINE || p->kind == WIRE_IMAGE_LINE) && !p->channel;
+}
+
 static int begin(struct wire_conn *c, const struct wire_connect_opts *o, uint64_t end_ns)
 {
 	struct wire_preamble preamble = o->preamble;
@@ -158,6 +164,8 @@ static int begin(struct wire_conn *c, const struct wire_connect_opts *o, uint64_
 
 	c->quiet = o->quiet;
 	c->interrupted = o->interrupted;
+	if (is_urgent(&o->preamble))
+		wire_set_urgent(c);
 	preamble.tls = o->tls;
 	wire_preamble_pack(&preamble, buf);
 	r = wire_write(c, buf, sizeof buf); // an empty socket takes it at once

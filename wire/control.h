@@ -17,6 +17,7 @@
 #define WIRE_KEEPALIVE_MS 2000
 #define WIRE_PIECE_MS 60000 // for each piece of a document
 #define WIRE_FEATURE_ZSTD 1
+#define WIRE_FEATURE_LAZY 2 // page lines, LATER
 
 // From several threads, too. As wire_write(); silent. -EINVAL (logged): not to be sent, as the other side would have to refuse it.
 int wire_send(struct wire_conn *c, const WireMsg *m);

@@ -114,6 +114,17 @@ static bool channels_ok(uint64_t nr)
 	return nr && nr <= WIRE_MAX_CHANNELS;
 }
 
+// The source's path of it; that it is there, and the same, is for its id to say.
+static const char *handed_on_fault(const WireOffer *o)
+{
+	if (!o->images_dir)
+		return o->has_images_id ? "the id of a checkpoint, and no folder" : NULL;
+	if (!o->has_lazy || !o->lazy || !o->has_images_id)
+		return "a checkpoint without its id, or whose pages are not to come later";
+	return o->images_dir[0] == '/' && text_ok(o->images_dir, WIRE_PATH_LEN) ? NULL :
+		"the folder of the checkpoint is no absolute path, too long or not printable";
+}
+
 static const char *offer_fault(const void *msg)
 {
 	const WireOffer *o = msg;
@@ -133,7 +144,8 @@ static const char *offer_fault(const void *msg)
 		return "the level of zstd is out of range";
 	if (!o->vm_len || o->vm_len > WIRE_VM_MAX)
 		return "the length of the VM's description is out of range";
-	return nets_fault(o);
+	fault = handed_on_fault(o);
+	return fault ? fault : nets_fault(o);
 }
 
 static const char *admit_fault(const void *msg)
@@ -156,7 +168,7 @@ static const char *piece_fault(const void *msg)
 	const WirePiece *p = msg;
 	uint64_t left;
 
-	if (p->kind < WIRE_DOCUMENT_KIND__WIRE_DOC_VM || p->kind > WIRE_DOCUMENT_KIND__WIRE_DOC_DEVICE_STATE)
+	if (p->kind < WIRE_DOCUMENT_KIND__WIRE_DOC_VM || p->kind > WIRE_DOCUMENT_KIND__WIRE_DOC_PRESENT)
 		return "a document of no known kind";
 	if (!p->len || p->len > WIRE_DOC_MAX)
 		return "the length of a document is out of range";
@@ -229,6 +241,15 @@ static const char *status_fault(const void *msg)
 	return !s->name || vm_name_ok(s->name) ? NULL : "the VM's name cannot be one";
 }
 
+static const char *checkpoint_fault(const void *msg)
+{
+	const WireCheckpoint *k = msg;
+
+	if (!k->vm_len || k->vm_len > WIRE_VM_MAX)
+		return "the length of the VM's description is out of range";
+	return k->chunks && k->chunks <= WIRE_CHUNKS_MAX ? NULL : "the number of chunks is out of range";
+}
+
 static const struct {
 	size_t kind;
 	const char *(*fault)(const void *msg);
@@ -248,6 +269,7 @@ static const struct {
 	{ offsetof(WireMsg, abort), abort_fault },
 	{ offsetof(WireMsg, status), status_fault },
 	{ offsetof(WireMsg, keepalive), plain_fault },
+	{ offsetof(WireMsg, checkpoint), checkpoint_fault },
 };
 
 static const void *content(const WireMsg *m, size_t kind)

@@ -10,10 +10,11 @@
 #define WIRE_VM_NAME_MAX 64
 #define WIRE_NAME_MAX 255  // of a block, a netdev
 #define WIRE_TEXT_MAX 512  // a reason, a software
-#define WIRE_PATH_LEN 4095 // a swap image
+#define WIRE_PATH_LEN 4095 // a swap image, a checkpoint's folder
 #define WIRE_BLOCKS_MAX 256
 #define WIRE_BLOCK_LEN_MAX (16384 * GiB)
 #define WIRE_RAM_MAX (65536 * GiB)
+#define WIRE_CHUNKS_MAX (WIRE_RAM_MAX / MiB + WIRE_BLOCKS_MAX) // the last of each block may be shorter
 #define WIRE_NETS_MAX 64
 #define WIRE_VLANS_MAX 4094
 #define WIRE_QUEUES_MAX 256

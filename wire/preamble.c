@@ -23,6 +23,11 @@ void wire_preamble_pack(const struct wire_preamble *p, uint8_t buf[WIRE_PREAMBLE
 	memcpy(buf + AT_TOKEN, p->token, WIRE_TOKEN_LEN);
 }
 
+static bool has_channels(uint8_t kind)
+{
+	return kind == WIRE_DATA || kind == WIRE_LINE || kind == WIRE_IMAGE_LINE;
+}
+
 int wire_preamble_parse(const uint8_t buf[WIRE_PREAMBLE_LEN], struct wire_preamble *p)
 {
 	static const uint8_t zeros[AT_TOKEN - AT_ZEROS];
@@ -32,9 +37,9 @@ int wire_preamble_parse(const uint8_t buf[WIRE_PREAMBLE_LEN], struct wire_preamb
 		return -EBADMSG;
 	if ((buf[AT_VERSION] | buf[AT_VERSION + 1] << 8) != WIRE_VERSION)
 		return -EPROTONOSUPPORT;
-	if (kind < WIRE_CONTROL || kind > WIRE_ASK || buf[AT_FLAGS] & ~FLAG_TLS || memcmp(buf + AT_ZEROS, zeros, sizeof zeros))
+	if (kind < WIRE_CONTROL || kind > WIRE_IMAGE_LINE || buf[AT_FLAGS] & ~FLAG_TLS || memcmp(buf + AT_ZEROS, zeros, sizeof zeros))
 		return -EBADMSG;
-	if (kind == WIRE_DATA ? channel >= WIRE_MAX_CHANNELS : channel)
+	if (channel >= (has_channels(kind) ? WIRE_MAX_CHANNELS : 1))
 		return -EBADMSG;
 	*p = (struct wire_preamble){ .kind = kind, .tls = buf[AT_FLAGS] & FLAG_TLS, .channel = channel };
 	memcpy(p->token, buf + AT_TOKEN, WIRE_TOKEN_LEN);

@@ -11,12 +11,19 @@
 #define WIRE_KEY_LEN 16
 #define WIRE_MAX_CHANNELS 32
 
-enum wire_kind { WIRE_CONTROL = 1, WIRE_DATA = 2, WIRE_ASK = 3 };
+enum wire_kind {
+	WIRE_CONTROL = 1,
+	WIRE_DATA = 2,
+	WIRE_ASK = 3,
+	WIRE_LINE = 4,	     // a page line of a VM that has left (wire/pages.h)
+	WIRE_IMAGES = 5,     // a served checkpoint: control
+	WIRE_IMAGE_LINE = 6, // and a page line of it
+};
 
 struct wire_preamble {
 	enum wire_kind kind;
 	bool tls;
-	uint8_t channel; // of DATA
+	uint8_t channel; // of DATA and the page lines
 	uint8_t token[WIRE_TOKEN_LEN];
 };
 

@@ -26,7 +26,7 @@ static void drain(void *ctx)
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	struct lp_opts o = { .qemu = getpid(), .drain = drain, .describe = vm_commands_describe, .images_done = drain, .command = vm_commands_do,
+	struct lp_opts o = { .qemu = getpid(), .drain = drain, .describe = vm_commands_describe, .source_done = drain, .command = vm_commands_do,
 			     .ctx = &vm };
 	struct sockaddr_un any = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A frame of a data channel: a byte of flags, the header, the payload. Unless the flags say that they are as they are, length and
-// checksum are put right, behind which nothing would be reached otherwise.
+// A frame of a data channel or a page line: a byte of flags, the header, the payload. Unless the flags say that they are as they are,
+// length and checksum are put right, behind which nothing would be reached otherwise.
 #include "tests/fuzz/fuzz.h"
 #include "util/bitmap.h"
 #include "util/size.h"
@@ -8,6 +8,7 @@
 
 #define LENGTH_AS_IS 1 // flags
 #define CHECKSUM_AS_IS 2
+#define AT_PRESENT 24 // in a header
 #define UNTOUCHED 0xa5
 
 static struct wire_pages *pages;
@@ -33,6 +34,7 @@ static void pack_again(const uint8_t *head, const struct wire_frame *f, uint64_t
 	for (unsigned i = 0; i < WIRE_CHUNK_PAGES; i++)
 		FUZZ_HOLDS(!bitmap_test(f->present, i) || !bitmap_test(f->zero, i));
 	FUZZ_HOLDS(f->length <= wire_frame_pages_len(f));
+	FUZZ_HOLDS(wire_line_id_is(f, head + AT_PRESENT) == (f->type == WIRE_LEFT));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)

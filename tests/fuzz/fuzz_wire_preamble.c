@@ -35,7 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	FUZZ_HOLDS(!ret || ret == -EBADMSG || ret == -EPROTONOSUPPORT);
 	if (ret)
 		return 0;
-	FUZZ_HOLDS(p.kind >= WIRE_CONTROL && p.kind <= WIRE_ASK && p.channel < WIRE_MAX_CHANNELS);
+	FUZZ_HOLDS(p.kind >= WIRE_CONTROL && p.kind <= WIRE_IMAGE_LINE && p.channel < WIRE_MAX_CHANNELS);
+	FUZZ_HOLDS(!p.channel || p.kind == WIRE_DATA || p.kind == WIRE_LINE || p.kind == WIRE_IMAGE_LINE);
 	wire_preamble_pack(&p, again);
 	FUZZ_HOLDS(!memcmp(data, again, sizeof again));
 	return 0;

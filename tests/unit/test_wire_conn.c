@@ -3,7 +3,10 @@
 #include <dlfcn.h>
 #include <netdb.h>
 
+#include <netinet/tcp.h>
+
 #include "tests/unit/wire_transfers.h"
+#include "wire/conn_int.h"
 
 static void make_pair(struct pair *p)
 {
@@ -16,6 +19,10 @@ START_TEST(preamble_round_trip)
 		{ .kind = WIRE_CONTROL, .tls = true, .token = "0123456789abcde" },
 		{ .kind = WIRE_DATA, .channel = WIRE_MAX_CHANNELS - 1, .token = { 0xff, [15] = 0xfe } },
 		{ .kind = WIRE_ASK },
+		{ .kind = WIRE_LINE },
+		{ .kind = WIRE_LINE, .channel = WIRE_MAX_CHANNELS - 1, .tls = true, .token = "0123456789abcde" },
+		{ .kind = WIRE_IMAGES, .token = { 1 } },
+		{ .kind = WIRE_IMAGE_LINE, .channel = 1 },
 	};
 	const struct wire_preamble *in = &all[_i];
 	struct wire_preamble out;
@@ -54,8 +61,26 @@ START_TEST(preamble_garbage)
 				ck_assert_int_eq(r, at == 8 || at == 9 ? -EPROTONOSUPPORT : -EBADMSG);
 			}
 		}
-	for (size_t at = 0; at < WIRE_PREAMBLE_LEN; at++) // flags: TLS; channel: the others; token: all; kind: none has channel 3
-		ck_assert_uint_eq(taken[at], at == 11 ? 1 : at == 12 ? WIRE_MAX_CHANNELS - 1 : at >= 16 ? 255 : 0);
+	for (size_t at = 0; at < WIRE_PREAMBLE_LEN; at++) // kind: LINE, IMAGE_LINE; flags: TLS; channel: the others; token: all
+		ck_assert_uint_eq(taken[at], at == 10 ? 2 : at == 11 ? 1 : at == 12 ? WIRE_MAX_CHANNELS - 1 : at >= 16 ? 255 : 0);
+}
+END_TEST
+
+// Each kind with each channel.
+START_TEST(preamble_kinds)
+{
+	static const unsigned channels[256] = { [WIRE_CONTROL] = 1, [WIRE_DATA] = 32, [WIRE_ASK] = 1, [WIRE_LINE] = 32,
+						[WIRE_IMAGES] = 1, [WIRE_IMAGE_LINE] = 32 };
+	uint8_t buf[WIRE_PREAMBLE_LEN];
+	struct wire_preamble p;
+
+	for (unsigned kind = 0; kind < 256; kind++)
+		for (unsigned channel = 0; channel < 256; channel++) {
+			wire_preamble_pack(&(struct wire_preamble){ .kind = WIRE_ASK }, buf);
+			buf[10] = (uint8_t)kind;
+			buf[12] = (uint8_t)channel;
+			ck_assert_msg(wire_preamble_parse(buf, &p) == (channel < channels[kind] ? 0 : -EBADMSG), "kind %u, %u", kind, channel);
+		}
 }
 END_TEST
 
@@ -124,6 +149,36 @@ START_TEST(peers)
 	ck_assert_int_eq(strncmp(wire_peer(p.server), "127.0.0.1:", 10), 0);
 	ck_assert_uint_eq(wire_bytes_sent(p.client), 0); // the preamble is not the caller's
 	pair_close(&p);
+}
+END_TEST
+
+static int option_of(const struct wire_conn *c, int level, int name)
+{
+	socklen_t len = sizeof(int);
+	int value = 0;
+
+	ck_assert_int_eq(getsockopt(c->fd, level, name, &value, &len), 0);
+	return value;
+}
+
+// Nothing waits to be sent with more; what a guest waits for goes first.
+START_TEST(line_0_is_urgent)
+{
+	static const struct wire_preamble all[] = { { .kind = WIRE_LINE }, { .kind = WIRE_IMAGE_LINE }, { .kind = WIRE_LINE, .channel = 1 },
+						    { .kind = WIRE_DATA }, { .kind = WIRE_CONTROL } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		struct wire_connect_opts o = { .host = "127.0.0.1", .timeout_ms = 2000, .preamble = all[i] };
+		int fd = pair_listen(AF_INET, &o.port);
+		struct wire_conn *c;
+
+		ck_assert_int_eq(wire_connect(&o, &c), 0);
+		ck_assert_int_eq(option_of(c, IPPROTO_TCP, TCP_NODELAY), 1);
+		ck_assert_int_eq(option_of(c, SOL_SOCKET, SO_PRIORITY), i < 2 ? 6 : 0);
+		ck_assert_int_eq(option_of(c, IPPROTO_IP, IP_TOS), i < 2 ? 0x48 : 0);
+		wire_close(c);
+		close(fd);
+	}
 }
 END_TEST
 
@@ -263,14 +318,16 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
-	tcase_add_loop_test(t, preamble_round_trip, 0, 3);
+	tcase_add_loop_test(t, preamble_round_trip, 0, 7);
 	tcase_add_test(t, preamble_garbage);
+	tcase_add_test(t, preamble_kinds);
 	tcase_add_test(t, tokens);
 	tcase_add_loop_test(t, address, 0, ARRAY_SIZE(addresses));
 	tcase_add_test(t, loopback);
 	suite_add_tcase(s, t);
 	tcase_set_timeout(u, 120);
 	tcase_add_test(u, peers);
+	tcase_add_test(u, line_0_is_urgent);
 	tcase_add_test(u, by_name);
 	tcase_add_test(u, second_address);
 	tcase_add_test(u, by_ipv6);

@@ -149,6 +149,55 @@ START_TEST(offer_has_bounds)
 }
 END_TEST
 
+static void hand_on(char *dir)
+{
+	s.offer.has_lazy = s.offer.lazy = true;
+	s.offer.images_dir = dir;
+	s.offer.has_images_id = true;
+	s.offer.images_id = UINT64_MAX;
+}
+
+static char *path(size_t len)
+{
+	text(len)[0] = '/';
+	return s.text;
+}
+
+START_TEST(images_handed_on_have_bounds)
+{
+	accepted(offer, s.offer.has_lazy = true);
+	accepted(offer, s.offer.has_lazy = s.offer.lazy = true);
+	accepted(offer, hand_on("/"));
+	accepted(offer, hand_on(path(4095)));
+	refused(offer, hand_on(path(4096)));
+	refused(offer, hand_on(""));
+	refused(offer, hand_on("a/b"));
+	refused(offer, hand_on("/a\nb"));
+	refused(offer, hand_on("/a\x7f"));
+	refused(offer, hand_on("/a"); s.offer.has_images_id = false);
+	refused(offer, hand_on("/a"); s.offer.images_dir = NULL);
+	refused(offer, hand_on("/a"); s.offer.lazy = false);
+	refused(offer, hand_on("/a"); s.offer.has_lazy = false);
+	accepted(admit, s.admit.has_images = true);
+	accepted(admit, s.admit.has_images = s.admit.images = true);
+}
+END_TEST
+
+START_TEST(checkpoint_has_bounds)
+{
+	accepted(checkpoint, s.checkpoint.id = 0);
+	refused(checkpoint, s.checkpoint.vm_len = 0);
+	accepted(checkpoint, s.checkpoint.vm_len = 1);
+	accepted(checkpoint, s.checkpoint.vm_len = MiB);
+	refused(checkpoint, s.checkpoint.vm_len = MiB + 1);
+	refused(checkpoint, s.checkpoint.chunks = 0);
+	accepted(checkpoint, s.checkpoint.chunks = 1);
+	accepted(checkpoint, s.checkpoint.chunks = 64 * MiB + 256);
+	refused(checkpoint, s.checkpoint.chunks = 64 * MiB + 257);
+	refused(checkpoint, s.checkpoint.chunks = UINT64_MAX);
+}
+END_TEST
+
 static void nets(size_t nr)
 {
 	static WireNet net[70];
@@ -231,7 +280,8 @@ START_TEST(pieces_have_bounds)
 	const uint64_t full = WIRE_PIECE_MAX, most = WIRE_DOC_MAX;
 
 	refused(piece, s.piece.kind = 0);
-	refused(piece, s.piece.kind = 5);
+	accepted(piece, s.piece.kind = 5);
+	refused(piece, s.piece.kind = 6);
 	refused(piece, s.piece.kind = -1);
 	refused(piece, piece(0, 0, 0, true));
 	refused(piece, piece(1, 0, 0, true));
@@ -336,6 +386,8 @@ static TCase *bounds_case(void)
 	tcase_add_test(tc, names_of_vms_have_bounds);
 	tcase_add_test(tc, offer_has_bounds_of_ram);
 	tcase_add_test(tc, offer_has_bounds);
+	tcase_add_test(tc, images_handed_on_have_bounds);
+	tcase_add_test(tc, checkpoint_has_bounds);
 	tcase_add_test(tc, nets_have_bounds);
 	tcase_add_test(tc, admit_has_bounds);
 	tcase_add_test(tc, pieces_have_bounds);

@@ -56,7 +56,7 @@ static void rig_quiet(void)
 }
 
 // What comes from the other side, after which it hangs up. Not more than a socket holds.
-static void rig_feed(const void *bytes, size_t len)
+static inline void rig_feed(const void *bytes, size_t len)
 {
 	rig_close();
 	rig_open();

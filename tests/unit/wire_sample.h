@@ -12,7 +12,7 @@
 
 static const size_t kinds[] = { KIND(hello), KIND(offer), KIND(admit), KIND(piece), KIND(round_begin), KIND(round_done), KIND(round_taken),
 				KIND(ready), KIND(commit), KIND(committed), KIND(running), KIND(done), KIND(abort), KIND(status),
-				KIND(keepalive) };
+				KIND(keepalive), KIND(checkpoint) };
 
 // One message of each kind, within all bounds; m refers to what is to be one.
 struct sample {
@@ -25,6 +25,7 @@ struct sample {
 	WireAbort ready, commit, committed, done, abort, keepalive;
 	WireRunning running;
 	WireStatus status;
+	WireCheckpoint checkpoint;
 	WireBlock block[2];
 	WireNet net[2];
 	WireBlock *blocks[300];
@@ -83,6 +84,9 @@ static void sample_rest(void)
 	s.round_taken.has_ram_pages = s.round_taken.has_swap_pages = true;
 	s.ready.reason = s.commit.reason = s.committed.reason = s.done.reason = s.keepalive.reason = "";
 	s.abort.reason = "it hurts";
+	s.checkpoint.id = 0x123456789abcdef0;
+	s.checkpoint.vm_len = 1000;
+	s.checkpoint.chunks = 3073;
 	s.status.state = WIRE_STATE__WIRE_COMMITTED;
 	s.status.token = s.status.host = (ProtobufCBinaryData){ 16, s.bytes };
 }
@@ -96,7 +100,8 @@ static const WireMsg *sample(size_t kind)
 	static const WireAbort no_abort = WIRE_ABORT__INIT;
 
 	s = (struct sample){ .m = WIRE_MSG__INIT, .hello = WIRE_HELLO__INIT, .offer = WIRE_OFFER__INIT, .admit = WIRE_ADMIT__INIT,
-			     .piece = WIRE_PIECE__INIT, .running = WIRE_RUNNING__INIT, .status = WIRE_STATUS__INIT };
+			     .piece = WIRE_PIECE__INIT, .running = WIRE_RUNNING__INIT, .status = WIRE_STATUS__INIT,
+			     .checkpoint = WIRE_CHECKPOINT__INIT };
 	s.round_begin = s.round_done = s.round_taken = no_round;
 	s.ready = s.commit = s.committed = s.done = s.abort = s.keepalive = no_abort;
 	for (size_t i = 0; i < ARRAY_SIZE(s.blocks); i++)
@@ -110,7 +115,7 @@ static const WireMsg *sample(size_t kind)
 	sample_offer();
 	sample_rest();
 	void *const content[] = { &s.hello, &s.offer, &s.admit, &s.piece, &s.round_begin, &s.round_done, &s.round_taken, &s.ready, &s.commit,
-				  &s.committed, &s.running, &s.done, &s.abort, &s.status, &s.keepalive };
+				  &s.committed, &s.running, &s.done, &s.abort, &s.status, &s.keepalive, &s.checkpoint };
 	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
 		if (kinds[i] == kind)
 			*(void **)((char *)&s.m + kind) = content[i];

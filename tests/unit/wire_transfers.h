@@ -7,6 +7,7 @@
 #include "tests/unit/wire_pair.h"
 #include "util/clock.h"
 #include "util/size.h"
+#include "wire/pages.h"
 
 #define BULK (100 * MiB)
 #define STEP_MAX (MiB + 4096)
@@ -135,6 +136,50 @@ START_TEST(polls)
 	p.client = NULL;
 	ck_assert_int_eq(wire_poll(p.server, PATIENCE_MS), 1);
 	ck_assert_int_eq(wire_read(p.server, buf, 1), -ECONNRESET);
+	pair_close(&p);
+}
+END_TEST
+
+// Frames that came together, of TLS in one record, are seen one by one.
+START_TEST(polls_frames)
+{
+	struct wire_pages *w;
+	struct wire_frame f;
+	struct pair p = { 0 };
+	uint8_t two[2 * WIRE_FRAME_LEN];
+
+	make_pair(&p);
+	ck_assert_int_eq(wire_pages_new(p.server, &w), 0);
+	ck_assert_int_eq(wire_line_say(w, WIRE_ALIVE), 0);
+	ck_assert_int_eq(wire_read(p.client, two, WIRE_FRAME_LEN), 0);
+	memcpy(two + WIRE_FRAME_LEN, two, WIRE_FRAME_LEN);
+	ck_assert_int_eq(wire_write(p.client, two, sizeof two), 0);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(wire_poll(p.server, PATIENCE_MS), 1);
+		ck_assert_int_eq(wire_pages_receive(w, &f, NULL), 0);
+	}
+	ck_assert_int_eq(wire_poll(p.server, 50), 0);
+	wire_pages_free(w);
+	pair_close(&p);
+}
+END_TEST
+
+// So many questions fit into a line that nobody reads, with what else is said until it is lost.
+START_TEST(asking_never_blocks)
+{
+	uint64_t all[4] = { UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX };
+	uint8_t id[WIRE_LINE_ID_LEN] = { 0 };
+	struct wire_pages *w;
+	struct pair p = { 0 };
+
+	make_pair(&p);
+	wire_set_timeout(p.client, 1);
+	ck_assert_int_eq(wire_pages_new(p.client, &w), 0);
+	for (unsigned i = 0; i < WIRE_LINE_WANTS_MAX; i++)
+		ck_assert_int_eq(wire_line_want(w, 0, i, all), 0);
+	for (unsigned i = 0; i <= WIRE_LINE_LOST_MS / WIRE_LINE_ALIVE_MS; i++)
+		ck_assert_int_eq(wire_line_left(w, WIRE_LINE_WANTS, i, id), 0);
+	wire_pages_free(w);
 	pair_close(&p);
 }
 END_TEST
@@ -366,6 +411,8 @@ static inline void add_transfers(TCase *t)
 {
 	tcase_add_test(t, both_ways_at_once);
 	tcase_add_test(t, polls);
+	tcase_add_test(t, polls_frames);
+	tcase_add_test(t, asking_never_blocks);
 	tcase_add_test(t, stops_reading);
 	tcase_add_test(t, stops_sending);
 	tcase_add_test(t, slow_is_not_lost);
