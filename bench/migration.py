@@ -18,94 +18,35 @@ tick at the source to 10 s after its first one at the destination. Without --rat
 as much memory as the VM has is allocated and freed: where this machine is a VM itself, its hypervisor may have taken what was free
 (free page reporting), and to get that back costs more than the move.
 """
-import argparse
 import contextlib
-import json
 import os
-import platform
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-from runner import MB, MIB, ROOT, Runner, spread, vm
-from two_hosts import ADDRESS, DESTINATION, OTHER, SOURCE, Hosts, Qmp, SmallMemory, Ticks, enough_memory, kernel_paging, warm_memory
+from moves import NAME, Moves, good, measured, parsed, recorded, show_failed, since
+from runner import MB, MIB, spread, vm
+from two_hosts import DESTINATION, SOURCE, kernel_paging, warm_memory
 
-NAME = "bench-migration"
 WAYS = ["qemu", "multifd", "naive", "small", "plain"]
-QEMU_PORT = 4444
-OWN_MEMORY = 64 * MIB       # of a QEMU, beside the guest's: not counted against a small host's memory
 WATCHED = 10                # seconds at the destination
 
 
-class Bench(Runner):
+class Bench(Moves):
     def __init__(self, opts, tmp):
-        super().__init__(opts, tmp)
-        self.hosts, self.qemu, self.ticks = Hosts(self, opts.rate, opts.mtu), None, None
-        self.filled = 3500 * MB * opts.size // 4096 // MIB * MIB
-        for host in ADDRESS:
-            os.makedirs(f"{tmp}/{host}/state")
+        super().__init__(opts, tmp, f"rate={opts.rewrite}")
 
-    # ---- the VM
+    def ways(self):
+        return {"qemu": self.qemu_way, "multifd": self.multifd_way, "naive": self.naive_way, "small": self.small_way,
+                "plain": self.plain_way}
 
-    def guest_line(self, where, *args):
-        o, folder = self.opts, f"{self.tmp}/{where}"
-        return ["qemu-system-x86_64", "-accel", o.accel, "-m", f"{o.size}M", "-nodefaults", "-display", "none",
-                "-serial", f"unix:{folder}/serial.sock,server=on,wait=off", "-serial", f"unix:{folder}/tick.sock,server=on,wait=off",
-                "-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off", "-kernel", f"{o.build}/guest/idle.elf",
-                "-append", f"tick=2 fill={self.filled} rate={o.rewrite}", *args]
-
-    def wait_line(self, word, seconds, send=b""):
-        """For a line of the guest's serial port that begins so. Wherever criu-vm moved it to, its sockets are where they were."""
-        with socket.socket(socket.AF_UNIX) as s:
-            vm.wait_for("the guest's serial port", 20, lambda: s.connect_ex(f"{self.tmp}/{SOURCE}/serial.sock") == 0)
-            s.settimeout(20)
-            s.sendall(send)
-            end = time.monotonic() + seconds
-            for line in s.makefile("r", encoding="latin-1"):
-                if line.startswith("BAD"):
-                    raise vm.TestFailed(f"the guest says: {line.strip()}")
-                if line.startswith(word):
-                    return
-                if time.monotonic() > end:
-                    break
-        raise vm.TestFailed(f"the guest did not say '{word}' in {seconds} s")
-
-    @contextlib.contextmanager
-    def guest(self):
-        """A VM whose guest has filled its memory and is idle."""
-        self.qemu = self.start(self.hosts.on(SOURCE, *self.guest_line(SOURCE)))
-        self.ticks = Ticks(*(f"{self.tmp}/{host}/tick.sock" for host in ADDRESS))
-        try:
-            self.wait_line("ready", 600)
-            time.sleep(2)
-            yield
-        finally:
-            self.end_all()
-            self.ticks.stop()
-
-    def end_all(self):
-        """QEMUs are killed, what criu-vm started for them ends by itself."""
-        for pid in vm.processes_of(self.tmp):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="latin-1") as f:
-                if f.read().startswith("qemu-system"):
-                    os.kill(pid, signal.SIGKILL)
-        self.qemu.wait()
-        with contextlib.suppress(vm.TestFailed):
-            vm.wait_for("the VM's end", 12, lambda: not vm.processes_of(self.tmp))
-        vm.kill_all(self.tmp)
-
-    def moved(self, host, move, *args):
+    def moved(self, host, move, *args, **how):
         """move() has the VM leave the host; what it says, and what was seen."""
         idle = time.monotonic()
         warm_memory(self.opts.size * MIB)
         nr, begin, sent = self.ticks.ticks[-1][1], time.monotonic(), self.hosts.sent(host)
-        result = move(host, *args)
+        result = move(host, *args, **how)
         self.ticks.wait_elsewhere(nr, 60)
         last, first = self.ticks.switched(nr)
         self.ticks.wait_until(first + WATCHED, 60)
@@ -115,76 +56,22 @@ class Bench(Runner):
 
     # ---- QEMU's ways
 
-    def qemu_way(self, multifd=0, memory=None):
-        line = self.hosts.on(DESTINATION, *self.guest_line(DESTINATION, "-incoming", "defer"))
-        with self.guest():
-            self.start(memory.inside(line) if memory else line)
+    def qemu_moved(self, memory=None, capabilities=(), **parameters):
+        with self.qemu_destination(memory) as monitors:
             before = kernel_paging()
-            result = self.moved(SOURCE, self.qemu_migrate, multifd)
+            result = self.moved(SOURCE, self.qemu_migrate, monitors, capabilities, **parameters)
             return {**result, "arriving": since(before, result["arriving"]), "paged": since(before, kernel_paging())}
 
-    def qemu_migrate(self, host, multifd):
-        source, destination = (Qmp(self, f"{self.tmp}/{h}/qmp.sock") for h in (host, OTHER[host]))
-        uri = f"tcp:{ADDRESS[OTHER[host]]}:{QEMU_PORT}"
-        capabilities = [{"capability": "events", "state": True}] + [{"capability": "multifd", "state": True}] * bool(multifd)
-        for monitor in source, destination:
-            monitor.command("migrate-set-capabilities", capabilities=capabilities)
-            monitor.command("migrate-set-parameters", **{"max-bandwidth": 1 << 40}, **({"multifd-channels": multifd} if multifd else {}))
-        destination.command("migrate-incoming", uri=uri)
-        begin = time.monotonic()
-        source.command("migrate", uri=uri)
-        status = source.migration_ended(self.opts.limit)
-        end, arriving = time.monotonic(), kernel_paging()
-        time.sleep(0.2)             # the event comes before its figures
-        told = source.command("query-migrate")
-        if status != "completed":
-            raise vm.TestFailed(f"{status or 'not converged'} after {end - begin:.0f} s, {told['ram']['transferred'] // MB} MB sent")
-        killed = time.monotonic()
-        self.qemu.kill()
-        self.qemu.wait()
-        source.close()
-        destination.close()
-        return {"seconds": end - begin, "released_s": end - begin + time.monotonic() - killed, "arriving": arriving,
-                "said_downtime_ms": told["downtime"], "said": told}
+    def qemu_way(self):
+        return {"qemu": self.qemu_moved()}
+
+    def multifd_way(self):
+        return {"multifd": self.qemu_moved(None, ["multifd"], **{"multifd-channels": 4})}
 
     def naive_way(self):
-        memory = SmallMemory(self, self.opts.ram * MIB + OWN_MEMORY, self.opts.size * MIB)
-        with memory.made():
-            return {"naive": self.qemu_way(memory=memory)}
+        return {"naive": self.qemu_moved(self.small_memory())}
 
     # ---- criu-vm's
-
-    def criu_vm(self, host, *args):
-        """(seconds, what it says as JSON)"""
-        line = self.hosts.on(host, self.criu_vm_file, *args, "--run-dir", f"{self.tmp}/{host}/run", "--json")
-        seconds, out = self.command(*line, env=self.environment_of(host))
-        return seconds, json.JSONDecoder().raw_decode(out[out.index("{"):])[0]
-
-    def environment_of(self, host):
-        return {**self.environment(), "CRIU_VM_STATE_DIR": f"{self.tmp}/{host}/state"}
-
-    @contextlib.contextmanager
-    def server(self, host):
-        """For one VM; it ends by itself when that has arrived."""
-        line = [self.criu_vm_file, "lazy-pages", "--once", "--address", ADDRESS[host], "--insecure", "--user", "root", "--run-dir", f"{self.tmp}/{host}/run",
-                "-o", f"{self.tmp}/{host}/log", "--json"]
-        server = self.start(self.hosts.on(host, *line), env=self.environment_of(host), stdout=subprocess.PIPE, text=True)
-        try:
-            if not server.stdout.readline():
-                raise vm.TestFailed("the server did not start")
-            yield
-            if server.wait(60):
-                raise vm.TestFailed("the server says that the VM has not arrived")
-        finally:
-            server.terminate()
-            server.wait()
-            server.stdout.close()
-
-    def migrate(self, host, who, *args):
-        with self.server(OTHER[host]):
-            seconds, told = self.criu_vm(host, "migrate", who, "--insecure", "--name", NAME, *args, ADDRESS[OTHER[host]])
-        return {"seconds": seconds, "released_s": seconds, "arriving": (told["page_ins"], told["page_outs"]),
-                "said_downtime_ms": told["downtime_ms"], "said": told}
 
     def paged(self, host):
         """What stat says of a VM there, and how much has come from swap and gone there."""
@@ -217,7 +104,7 @@ class Bench(Runner):
             with self.watched(DESTINATION) as seen:
                 back = self.moved(DESTINATION, self.migrate, NAME)
             back["source_paged"] = since(there["paged"], seen[-1] if seen else there["paged"])
-            self.wait_line("ok", 600, b"v")
+            self.verified()
         self.fio("write", "fio", swapped)
         back["disk_s"] = self.fio("read", "fio", swapped)
         os.unlink(f"{self.tmp}/fio")
@@ -226,34 +113,10 @@ class Bench(Runner):
     def plain_way(self):
         with self.guest():
             result = self.moved(SOURCE, self.migrate, str(self.qemu.pid))
-            self.wait_line("ok", 600, b"v")
+            self.verified()
             return {"plain": result}
 
-    def one(self, way):
-        """Of each of its moves what there is to know; one that failed says why."""
-        try:
-            return {"qemu": lambda: {"qemu": self.qemu_way()}, "multifd": lambda: {"multifd": self.qemu_way(4)}, "naive": self.naive_way,
-                    "small": self.small_way, "plain": self.plain_way}[way]()
-        except (vm.TestFailed, subprocess.TimeoutExpired) as e:
-            print(f"{way}: {e}", *self.logs(), sep="\n", file=sys.stderr, flush=True)
-            return {way: {"failed": str(e)}}
-
-    def logs(self):
-        """The last lines of the servers'."""
-        for host in ADDRESS:
-            with contextlib.suppress(OSError), open(f"{self.tmp}/{host}/log", encoding="utf-8", errors="replace") as f:
-                yield from (f"{host}: {line.rstrip()}" for line in f.readlines()[-8:])
-
-
-def since(before, now):
-    return tuple(n - b for n, b in zip(now, before))
-
-
 # ---- the report
-
-
-def good(runs, move):
-    return [r[move] for r in runs if move in r and "failed" not in r[move]]
 
 
 COLUMNS = {"time s": 20, "released s": 20, "downtime ms": 14, "of it switch": 14, "it says ms": 14, "MB on the wire": 17,
@@ -265,9 +128,7 @@ def table(runs):
     for move in dict.fromkeys(m for r in runs for m in r):
         if done := good(runs, move):
             print(f"{move:14}", *(f"{cell:>{width}}" for cell, width in zip(cells(done), COLUMNS.values())))
-        for r in runs:
-            if "failed" in r.get(move, {}):
-                print(f"{move:14} {r[move]['failed'].strip().splitlines()[-1]}")
+        show_failed(runs, move)
 
 
 def cells(done):
@@ -332,91 +193,20 @@ def show(found, counted):
 # ---- the command
 
 
-def bits(rate):
-    """As tc understands it."""
-    for unit, factor in ("kbit", 10**3), ("mbit", 10**6), ("gbit", 10**9):
-        if rate.lower().endswith(unit):
-            return float(rate[:-len(unit)]) * factor
-    raise argparse.ArgumentTypeError(f"{rate}: a number with kbit, mbit or gbit")
-
-
-def parsed():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", nargs="*", metavar="WAY", help=f"{', '.join(WAYS)} (all)")
-    parser.add_argument("--size", type=int, default=4096, metavar="MIB", help="of the VM's memory (4096)")
-    parser.add_argument("--ram", type=int, metavar="MIB", help="of a small host (a quarter of that)")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--rate", metavar="RATE", help="of the link, as 1gbit (unlimited)")
-    parser.add_argument("--mtu", type=int, default=1500, help="of the link (1500)")
+def options(parser):
     parser.add_argument("--rewrite", type=int, default=0, metavar="BYTES", help="that the guest rewrites a second (0)")
     parser.add_argument("--limit", type=int, default=180, metavar="S", help="for QEMU to converge (180)")
-    parser.add_argument("--accel", default="tcg")
-    parser.add_argument("--build", default=f"{ROOT}/build", metavar="DIR")
-    parser.add_argument("--criu-vm", metavar="FILE")
-    parser.add_argument("--dir", default="/var/tmp", help="for swap, on the disk to measure (/var/tmp)")
-    parser.add_argument("--json", metavar="FILE", help="all figures and commands (migration.json of the build's bench)")
-    opts = parser.parse_args()
-    opts.way = opts.way or WAYS
-    opts.ram = opts.ram or opts.size // 4
-    opts.json = opts.json or f"{opts.build}/bench/migration.json"
-    if wrong := set(opts.way) - set(WAYS):
-        parser.error(f"no such way: {', '.join(wrong)}")
-    try:
-        opts.bits = bits(opts.rate) if opts.rate else None
-    except (ValueError, argparse.ArgumentTypeError) as e:
-        parser.error(str(e))
-    return opts
-
-
-def measured(bench, opts):
-    """Rounds, each with all ways in turn."""
-    runs = []
-    with bench.hosts.joined():
-        for nr in range(opts.runs):
-            runs.append({})
-            for way in opts.way:
-                print(f"-- round {nr + 1} of {opts.runs}: {way}", file=sys.stderr, flush=True)
-                runs[-1] |= bench.one(way)
-    return runs
-
-
-def host():
-    version = subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[0]
-    return {"kernel": platform.release(), "cpus": os.cpu_count(), "qemu": version}
-
-
-def interrupted(*_):
-    """Once: what cleans up is let go on."""
-    for nr in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(nr, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def main():
-    opts = parsed()
-    enough_memory(2 * opts.size * MIB + 1024 * MIB)
-    for nr in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(nr, interrupted)
-    tmp = tempfile.mkdtemp(prefix="bench-migration-", dir=opts.dir)
-    try:
-        bench = Bench(opts, tmp)
-        runs = measured(bench, opts)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    finally:
-        vm.kill_all(tmp)
-        shutil.rmtree(tmp, ignore_errors=True)
+    opts = parsed(__doc__, WAYS, "migration", options)
+    bench, runs = measured(Bench, opts)
     found = ratios(runs, opts.bits, bench.filled)
     counted = [] if opts.rewrite else counters(runs)
     table(runs)
     show(found, counted)
-    os.makedirs(os.path.dirname(os.path.abspath(opts.json)), exist_ok=True)
-    with open(opts.json, "w", encoding="utf-8") as f:
-        json.dump({"size_mib": opts.size, "ram_mib": opts.ram, "filled_bytes": bench.filled, "rate": opts.rate, "mtu": opts.mtu,
-                   "rewrite": opts.rewrite, "accel": opts.accel, "host": host(), "commands": bench.commands, "runs": runs,
-                   "ratios": [dict(zip(("what", "ratio", "least", "largest", "at_most"), r)) for r in found],
-                   "counters": dict(counted)}, f, indent=1)
-    sys.exit(any("failed" in move for run in runs for move in run.values()))
+    sys.exit(recorded(bench, runs, ratios=[dict(zip(("what", "ratio", "least", "largest", "at_most"), r)) for r in found],
+                      counters=dict(counted)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two hosts in one: network namespaces joined by a link; memory that is too small, with a kernel's swap; a VM's ticks on its way."""
+"""Two hosts in one: network namespaces joined by a link; memory that is too small, with a kernel's swap; QEMU's monitors."""
 import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 from runner import MIB, vm
@@ -108,70 +107,6 @@ def kernel_paging():
     return int(counts["pswpin"]), int(counts["pswpout"])
 
 
-class Ticks(threading.Thread):
-    """Takes the bytes that a guest sends at each of its ticks, wherever it runs: each of the sockets is connected to as often as it is
-    made anew. By the host's clock."""
-
-    def __init__(self, *paths):
-        super().__init__(daemon=True)
-        self.paths, self.seen, self.sockets = paths, {}, []
-        self.ticks = []             # (when, number of the connection)
-        self.ended = threading.Event()
-        self.start()
-
-    def run(self):
-        while not self.ended.wait(0.01):
-            for path in self.paths:
-                with contextlib.suppress(OSError):
-                    self.look(path)
-
-    def look(self, path):
-        st = os.stat(path)
-        if self.seen.get(path) == (st.st_ino, st.st_ctime_ns):
-            return
-        s = socket.socket(socket.AF_UNIX)
-        try:
-            s.connect(path)         # refused, as long as nobody listens yet
-        except OSError:
-            s.close()
-            raise
-        self.seen[path] = (st.st_ino, st.st_ctime_ns)
-        self.sockets.append(s)
-        threading.Thread(target=self.read, args=(s, len(self.sockets) - 1), daemon=True).start()
-
-    def read(self, s, nr):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))      # what is measured is the guest, not this
-        with contextlib.suppress(OSError):
-            while s.recv(4096):
-                self.ticks.append((time.monotonic(), nr))
-
-    def stop(self):
-        self.ended.set()
-        self.join()
-        for s in self.sockets:
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-
-    def wait_until(self, when, seconds):
-        vm.wait_for("a tick of the guest", seconds, lambda: self.ticks and self.ticks[-1][0] > when)
-
-    def wait_elsewhere(self, nr, seconds):
-        """Until one has come over another connection than number nr."""
-        vm.wait_for("a tick of the guest from where it is now", seconds, lambda: self.ticks and self.ticks[-1][1] > nr)
-
-    def longest(self, begin, end):
-        """Seconds, of the gaps that began in this time."""
-        times = sorted(when for when, _ in list(self.ticks))
-        return max((after - before for before, after in zip(times, times[1:]) if begin <= before < end), default=0.0)
-
-    def switched(self, nr):
-        """When connection nr gave its last tick, and the next one its first."""
-        ticks = list(self.ticks)
-        return max(when for when, of in ticks if of == nr), min(when for when, of in ticks if of > nr)
-
-
 class Qmp:
     """A monitor that stays connected: answers and events."""
 
@@ -204,15 +139,19 @@ class Qmp:
             raise vm.TestFailed(f"QMP {name}: {answer['error']['desc']}")
         return answer["return"]
 
+    def rounds(self):
+        """Of pre-copy, that have begun."""
+        return self.command("query-migrate").get("ram", {}).get("dirty-sync-count", 0)
+
     def migration_ended(self, seconds):
-        """"completed" or "failed", as QEMU's event says it; None: not in that time."""
+        """"completed", "failed", "cancelled" or "postcopy-paused", as QEMU's event says it; None: not in that time."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 self.events.append(self.line(left))
             for event in self.events:
                 status = event["data"].get("status") if event["event"] == "MIGRATION" else None
-                if status in ("completed", "failed", "cancelled"):
+                if status in ("completed", "failed", "cancelled", "postcopy-paused"):
                     return status
             self.events.clear()
         return None
