@@ -12,9 +12,10 @@
 //     valid          stale             clean zero    clean          clean          resident
 //     not valid      (never)           empty         swapped        remote
 //
-// A page-in makes a page valid and keeps its home; a harvest (pages found written) makes homes NONE; a write-out makes
-// NONE into SWAP; a fill ends with SOURCE; only a page that has a home may be dropped. Empty, swapped and remote are thus never confused with each
-// other by a crash or an error: every step adds a copy before one is given up.
+// A page-in makes a page valid and keeps its home, unless that is a source that gives it once: NONE then; a harvest (pages found
+// written) makes homes NONE; a write-out makes NONE into SWAP; a fill ends with SOURCE; what a source says is zero becomes ZERO;
+// only a page that has a home may be dropped. Empty, swapped and remote are thus never confused with each other by a crash or an
+// error: every step adds a copy before one is given up.
 //
 // DOC: the page table outlives its pager
 //

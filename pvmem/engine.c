@@ -87,6 +87,28 @@ bool pv_engine_offset(const struct pv_engine *e, uint64_t hva, uint64_t *off)
 	return false;
 }
 
+void pv_keep_side(const struct pv_engine *e, uint64_t chunk, bool images, uint64_t map[PV_WORDS])
+{
+	for (unsigned w = 0; e->o.in_images && w < PV_WORDS; w++)
+		map[w] &= images ? e->o.in_images[chunk][w] : ~e->o.in_images[chunk][w];
+}
+
+uint64_t pv_chunk_missing(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+	uint64_t missing[PV_WORDS];
+
+	pv_pages_of_home(p, PV_HOME_SOURCE, missing);
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		missing[w] &= ~p->valid[w];
+	return bitmap_count(missing, PV_CHUNK_PAGES);
+}
+
+uint64_t pv_engine_missing(const struct pv_engine *e)
+{
+	return e->missing;
+}
+
 static void set_goal(struct pv_engine *e, uint64_t pages)
 {
 	e->goal = pages;
@@ -138,6 +160,7 @@ static bool init_chunks(struct pv_engine *e)
 		uint64_t swapped[PV_WORDS];
 
 		list_init(&e->chunks[i].link);
+		e->missing += pv_chunk_missing(e, i);
 		pv_pages_of_home(&e->o.pages[i], PV_HOME_SWAP, swapped);
 		e->chunks[i].swap_used = !bitmap_empty(swapped, PV_CHUNK_PAGES);
 		if (!pv_pages_sane(&e->o.pages[i])) {
@@ -192,6 +215,7 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 		pv_engine_free(e);
 		return -EINVAL;
 	}
+	pv_fill_init(e);
 	// A pager before us was killed while it shrank: goes on as that one would have.
 	if (e->charged > e->budget)
 		e->budget = e->charged;
@@ -272,7 +296,10 @@ void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV
 
 void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
+	uint64_t missing = pv_chunk_missing(e, chunk);
+
 	pv_pages_set_valid(pv_pages_of(e, chunk), which, false);
+	e->missing += pv_chunk_missing(e, chunk) - missing;
 	pv_pages_count_drop(pv_pages_of(e, chunk));
 	pv_punch_pages(e, chunk, which);
 	e->charged -= bitmap_count(which, PV_CHUNK_PAGES);
@@ -338,13 +365,14 @@ void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu)
 
 static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
 {
-	uint64_t one[PV_WORDS] = { 0 };
+	uint64_t one[PV_WORDS] = { 0 }, missing = pv_chunk_missing(e, chunk);
 
 	bitmap_set(one, page);
 	pv_requests_drop_page(&e->chunks[chunk], page);
 	pv_snapshot_discard(e, chunk, page);
 	pv_pages_set_dirty(pv_pages_of(e, chunk), one);
 	pv_pages_set_home(pv_pages_of(e, chunk), one, PV_HOME_ZERO);
+	e->missing += pv_chunk_missing(e, chunk) - missing;
 	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
 		pv_drop_pages(e, chunk, one);
 	e->stats.discarded++;

@@ -5,7 +5,7 @@
 //  guest touches -> fault -> request -> read (swap | source | zero) -> CONTINUE, wake              page-in   page_in.c
 //  few pages free -> victim -> zap -> drain -> write stale pages -> standby -> punch               page-out  page_out.c
 //                              ^ a fault at any moment before the punch: CONTINUE, and the victim is saved
-//  source -> memory, else swap, in the background                                                      fill.c
+//  source -> memory, else swap, in the background                                                      fill.c, fill_copy.c
 //  written pages -> dirty bits, for increments of a dump                                               harvest.c
 //
 // One thread, no locks: every step is a completion on the loop. A chunk on its way out stays readable in the memfd until
@@ -52,6 +52,8 @@ struct pv_source_read {
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS];
 	char *dest; // page i of the chunk belongs at dest + i * PAGE_SIZE; no other page may be touched
+	bool unasked;		 // nobody waits for it
+	uint64_t zero[PV_WORDS]; // set by who reads: of these pages, those that are all zero, and were not written to dest; none as yet
 	void (*done)(struct pv_source_read *rd, int err, const char *what); // the engine's; others call pv_source_done()
 };
 
@@ -63,7 +65,7 @@ struct pv_ops {
 	// Begin to read, and call pv_source_done(): not from within. Unused where no page has the home SOURCE.
 	void (*source_read)(void *ctx, struct pv_source_read *rd);
 	// No page has the home SOURCE any more, nor ever will, and no source_read is under way: the source may go. Called once, in
-	// pv_tick(), also where there never was such a page.
+	// pv_tick() or pv_balance(), also where there never was such a page.
 	void (*source_done)(void *ctx);
 };
 
@@ -78,6 +80,13 @@ struct pv_opts {
 	size_t nr_blocks;
 	struct pv_pages *pages; // one a chunk, of all blocks
 	uint64_t budget;        // bytes
+	// The source gives each page once: what has come has no home then, as what the guest has written. Else a clean page is dropped, and
+	// read there again.
+	bool source_once;
+	// The source has two sides: of each chunk the pages that it reads from images; the others are with another host. No read is for
+	// pages of both, so that who waits for one side waits for that only. NULL: all pages are alike.
+	const uint64_t (*in_images)[PV_WORDS];
+	const uint8_t *hotness; // a byte a chunk, 255: the first to be filled; NULL: all are alike
 	const struct pv_ops *ops;
 };
 
@@ -155,4 +164,7 @@ uint64_t pv_engine_harvest(struct pv_engine *e);
 // How recently each chunk was used, a byte a chunk: 0 nothing of it is in memory, else 1 (long ago) to 255 (just now), by its queue.
 void pv_engine_ages(const struct pv_engine *e, uint8_t *ages);
 
+// Pages that only the source has. O(1).
+uint64_t pv_engine_missing(const struct pv_engine *e);
+// It looks at all chunks.
 void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s);

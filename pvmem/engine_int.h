@@ -9,25 +9,34 @@
 #include "util/clock.h"
 #include "util/loop.h"
 
-// A chunk on its way from the source into the swap image.
+// A chunk on its way from the source into memory, or into the swap image.
 struct pv_fill_copy {
 	struct loop_op op;
 	struct pv_source_read source; // its pages: what is copied; its dest: a buffer of ours
 	struct pv_engine *e;
+	uint64_t begun_ns;
 	size_t first, nr; // the run of pages that is being written
+	unsigned nr_again; // of its pages the guest has asked for so many meanwhile
 	bool busy;
 };
 
 #define PV_FILL_COPIES 4
+#define PV_FILL_IN_MEMORY 256 // chunks of any hotness that are in memory in part
+#define PV_FILL_ANY (-1)
 
 struct pv_fill {
 	bool active;
-	uint64_t behind; // no chunk before this one needs the source
-	uint64_t next;   // the search for another one to be filled
-	bool everything; // it is for any; else for those that are in memory
+	uint64_t behind, end; // no chunk before `behind`, nor from `end` on, needs the source
+	uint64_t next;        // the search for another one to be filled
+	uint64_t last;        // of the chunks that the last search has come by, behind the last one that needs the source
+	int level;            // what it is for: a hotness, or one of those below
+	uint64_t levels[BITMAP_WORDS(256)]; // of hotness, that there are
 	unsigned nr_busy;
 	struct pv_fill_copy copy[PV_FILL_COPIES];
 	uint64_t not_before_ns, failing_since_ns; // after an error; 0: the last copy went well
+	uint64_t search_ns;   // not before then, since a search has found nothing
+	uint64_t answer_ns, last_answer_ns; // the shortest time in which the source has answered the guest: in this period, in one before
+	struct loop_timer timer;
 };
 
 struct pv_snapping {
@@ -52,6 +61,7 @@ struct pv_engine {
 	// Pages. charged: valid, or being read. low, target, reserve: see the drawing.
 	// goal: what the budget is to be; it is larger while it shrinks.
 	uint64_t ram, goal, budget, target, low, reserve, charged;
+	uint64_t missing; // pages: of the home SOURCE, and not valid
 
 	// Page-out, by stage. nr_out: pages in the stages from zap to write, nr_standby: in standby.
 	bool held;
@@ -74,7 +84,7 @@ struct pv_engine {
 	struct loop_timer delay_timer;
 
 	struct pv_stats stats;        // what is counted; the rest is filled in by pv_engine_stats()
-	unsigned reads_waiting;
+	unsigned reads_waiting, swap_reads_waiting; // all of them; from swap
 	bool drain_late;
 	const char *trouble;
 	int trouble_err;
@@ -94,11 +104,11 @@ struct pv_request {
 	struct pv_request *next; // of the chunk
 	uint64_t chunk;
 	enum pv_home from;
+	unsigned touched; // the page that it is for
 	uint64_t pages[PV_WORDS]; // still wanted: a page that the guest discards meanwhile is taken out
-	uint64_t submitted[PV_WORDS]; // as being read: nobody else may touch these in the memfd
+	uint64_t submitted[PV_WORDS]; // as being read into the memfd: nobody else may touch these there
 	uint64_t begun_ns;
 	bool waiting;
-	bool unasked; // for fill.c: nobody waits for it
 };
 
 static inline struct pv_pages *pv_pages_of(const struct pv_engine *e, uint64_t chunk)
@@ -128,6 +138,11 @@ void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_
 // After I/O of a chunk has ended or a page of it is gone: puts it where it belongs.
 void pv_chunk_settle(struct pv_engine *e, uint64_t chunk);
 void *pv_alloc(size_t len);
+// How many pages of a chunk only the source has. Whoever changes that counts before and after, for e->missing.
+uint64_t pv_chunk_missing(const struct pv_engine *e, uint64_t chunk);
+
+// Of these pages, those that only the source has, and on the images' side of it; or on the other one.
+void pv_keep_side(const struct pv_engine *e, uint64_t chunk, bool images, uint64_t map[PV_WORDS]);
 
 // What pv_fault() does, and does again for a fault that was delayed.
 void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue);
@@ -142,14 +157,13 @@ void pv_retry_maps(struct pv_engine *e);
 void pv_remap_timer_done(struct loop_op *op, int res);
 
 // page_in.c
-// The pages of a chunk that are being read.
+// The pages of a chunk that are being read into the memfd.
 void pv_pages_in_flight(const struct pv_chunk *c, uint64_t map[PV_WORDS]);
 // Brings in the page, and what goes with it while there is room; overdue: the fault was delayed, and may overdraw now.
 void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, bool overdue);
-// Brings in pages of the home SOURCE that nobody has touched. They have no home then, and are mapped only if they have been
-// touched meanwhile, or something of the chunk is mapped. The chunk is not on its way out, and so many pages are free. Ends
-// in pv_fill_done().
-void pv_page_in_unasked(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
+// Books pages that are about to be in the memfd, of a chunk that is not on its way out, and keeps it from being a victim until
+// pv_chunk_settle().
+void pv_expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
 void pv_requests_drop_page(struct pv_chunk *c, unsigned page);
 // Serves delayed faults for which there is memory now.
 void pv_serve_delayed(struct pv_engine *e);
@@ -189,7 +203,21 @@ void pv_harvest_chunk(struct pv_engine *e, uint64_t chunk);
 // fill.c
 // One step, if it is time for one. True: the search goes on, do another round now.
 bool pv_fill(struct pv_engine *e);
-// A chunk has come, or could not be read or written (-errno, what: as for pv_source_done()).
+// A copy has ended, or could not be read or written (-errno, what: as for pv_source_done()).
 void pv_fill_done(struct pv_engine *e, int err, const char *what);
+// It took the source so long to answer a fault.
+void pv_fill_answered(struct pv_engine *e, uint64_t ns);
 void pv_fill_tick(struct pv_engine *e);
+void pv_fill_init(struct pv_engine *e);
 void pv_fill_fini(struct pv_engine *e);
+
+// fill_copy.c
+// Begins to bring pages of the home SOURCE here, to where there is room when they come. There is a copy that is not busy, the chunk
+// has no I/O in flight, and is not on its way out, or in standby. Ends in pv_fill_done().
+void pv_fill_copy_begin(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
+bool pv_fill_is_copied(const struct pv_engine *e, uint64_t chunk);
+// The pages that a copy brings, and that do not come along with a page that was touched.
+void pv_fill_not_again(const struct pv_engine *e, uint64_t chunk, unsigned page, uint64_t map[PV_WORDS]);
+// These are asked for by the guest: they come twice, if a copy brings them.
+void pv_fill_asked_again(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
+void pv_fill_copies_fini(struct pv_engine *e);

@@ -51,33 +51,54 @@ static void count_latency(struct pv_engine *e, uint64_t begun_ns)
 	e->stats.latency_ns += ns;
 }
 
+static void clear_pages(const struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
+{
+	char *map = pv_chunk_map(e, chunk);
+
+	for (size_t i = 0, n; (n = bitmap_next_run(pages, PV_CHUNK_PAGES, &i)); i += n)
+		memset(map + i * PAGE_SIZE, 0, n * PAGE_SIZE);
+}
+
+// Pages that have come become valid. A page that a copy of fill_copy.c has given another home meanwhile keeps that.
+static void take_in(struct pv_request *r)
+{
+	struct pv_engine *e = r->e;
+	struct pv_pages *p = pv_pages_of(e, r->chunk);
+	uint64_t source[PV_WORDS], zero[PV_WORDS], before = pv_chunk_missing(e, r->chunk);
+
+	pv_pages_of_home(p, PV_HOME_SOURCE, source);
+	for (unsigned w = 0; w < PV_WORDS; w++) {
+		zero[w] = r->from == PV_HOME_SOURCE ? r->source.zero[w] & r->pages[w] : 0;
+		source[w] &= r->pages[w];
+	}
+	clear_pages(e, r->chunk, zero);
+	pv_pages_set_valid(p, r->pages, true);
+	for (unsigned w = 0; w < PV_WORDS; w++) {
+		zero[w] &= source[w];
+		source[w] &= e->o.source_once ? ~zero[w] : 0;
+	}
+	pv_pages_set_home(p, zero, PV_HOME_ZERO);
+	pv_pages_set_home(p, source, PV_HOME_NONE);
+	e->missing += pv_chunk_missing(e, r->chunk) - before;
+}
+
 // The pages are in the memfd, but for those that the guest discarded while they were being read.
 static void request_succeeded(struct pv_request *r)
 {
 	struct pv_engine *e = r->e;
 	struct pv_chunk *c = &e->chunks[r->chunk];
-	struct pv_pages *p = pv_pages_of(e, r->chunk);
 	struct pv_request **at = &c->requests;
-	// Unmapped as all of the chunk is, so that its first touch is seen.
-	bool unmapped = r->unasked && c->untouched && (c->placed || bitmap_empty(p->valid, PV_CHUNK_PAGES));
 	uint64_t dropped[PV_WORDS];
 
 	while (*at != r)
 		at = &(*at)->next;
 	*at = r->next;
-	pv_pages_set_valid(p, r->pages, true);
+	take_in(r);
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		dropped[w] = r->submitted[w] & ~r->pages[w];
-	*(r->unasked ? &e->stats.filled_memory : r->from == PV_HOME_SWAP ? &e->stats.in_swap : &e->stats.in_source) +=
-		bitmap_count(r->pages, PV_CHUNK_PAGES);
-	if (unmapped)
-		c->placed = true;
-	else
-		pv_map_pages(e, r->chunk, r->pages);
-	if (r->unasked)
-		pv_pages_set_home(p, r->pages, PV_HOME_NONE);
-	else
-		count_latency(e, r->begun_ns);
+	*(r->from == PV_HOME_SWAP ? &e->stats.in_swap : &e->stats.in_source) += bitmap_count(r->pages, PV_CHUNK_PAGES);
+	pv_map_pages(e, r->chunk, r->pages);
+	count_latency(e, r->begun_ns);
 	if (!bitmap_empty(dropped, PV_CHUNK_PAGES)) {
 		pv_drop_pages(e, r->chunk, dropped);
 		mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, r->chunk), pv_chunk_nr_pages(e, r->chunk) * PAGE_SIZE);
@@ -86,20 +107,43 @@ static void request_succeeded(struct pv_request *r)
 	free(r);
 }
 
+// Of a read that failed, all but the touched page: it may be another one that cannot be read. Who waits for one of them asks again.
+// False: there are no others, or none but these; there is nothing new to be asked for.
+static bool give_up_others(struct pv_request *r)
+{
+	struct pv_engine *e = r->e;
+	uint64_t others[PV_WORDS];
+
+	memcpy(others, r->submitted, sizeof others);
+	bitmap_clear(others, r->touched);
+	if (bitmap_empty(others, PV_CHUNK_PAGES))
+		return false;
+	for (unsigned w = 0; w < PV_WORDS; w++) {
+		r->pages[w] &= ~others[w];
+		r->submitted[w] &= ~others[w];
+	}
+	pv_drop_pages(e, r->chunk, others);
+	mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, r->chunk), pv_chunk_nr_pages(e, r->chunk) * PAGE_SIZE);
+	return !bitmap_empty(r->submitted, PV_CHUNK_PAGES);
+}
+
 static void request_done(struct pv_request *r, int err, const char *what)
 {
 	struct pv_engine *e = r->e;
 
-	if (r->unasked) {
-		if (err) // it is given up, and who has touched it meanwhile shall ask for it
-			memset(r->pages, 0, sizeof r->pages);
-		pv_fill_done(e, err, what);
+	if (!err && r->from == PV_HOME_SOURCE && !r->waiting) {
+		pv_fill_answered(e, clock_now_ns() - r->begun_ns);
+	} else if (err && r->from == PV_HOME_SOURCE && give_up_others(r)) {
+		r->retry.op.done = retry_done;
+		loop_timer(e->o.loop, &r->retry, 0);
+		return;
 	} else if (err && !bitmap_empty(r->pages, PV_CHUNK_PAGES)) {
 		e->trouble = what;
 		e->trouble_err = err;
 		if (!r->waiting) {
 			r->waiting = true;
 			e->reads_waiting++;
+			e->swap_reads_waiting += r->from == PV_HOME_SWAP;
 			log_err("%s: %s; the guest waits for chunk %lu, trying again", what, strerror(-err), r->chunk);
 		}
 		r->retry.op.done = retry_done;
@@ -108,6 +152,7 @@ static void request_done(struct pv_request *r, int err, const char *what)
 	}
 	if (r->waiting) {
 		e->reads_waiting--;
+		e->swap_reads_waiting -= r->from == PV_HOME_SWAP;
 		if (!err)
 			log_warn("chunk %lu could be read now; the guest goes on", r->chunk);
 	}
@@ -141,6 +186,7 @@ static void request_begin(struct pv_request *r)
 		r->source.chunk = r->chunk;
 		r->source.dest = pv_chunk_map(e, r->chunk);
 		r->source.done = source_read_done;
+		memset(r->source.zero, 0, sizeof r->source.zero);
 		memcpy(r->source.pages, r->submitted, sizeof r->source.pages);
 		e->o.ops->source_read(e->o.ops->ctx, &r->source);
 	} else { // one run
@@ -152,15 +198,16 @@ static void request_begin(struct pv_request *r)
 	}
 }
 
-static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, const uint64_t pages[PV_WORDS], uint64_t now, bool unasked)
+// touched: the page that all this is for, maybe one of these.
+static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, unsigned touched, const uint64_t pages[PV_WORDS], uint64_t now)
 {
 	struct pv_request *r = pv_alloc(sizeof *r);
 
 	r->e = e;
 	r->chunk = chunk;
 	r->from = from;
+	r->touched = touched;
 	r->begun_ns = now;
-	r->unasked = unasked;
 	memcpy(r->pages, pages, sizeof r->pages);
 	memcpy(r->submitted, pages, sizeof r->submitted);
 	r->next = e->chunks[chunk].requests;
@@ -170,10 +217,7 @@ static void request_new(struct pv_engine *e, uint64_t chunk, enum pv_home from, 
 
 static void bring_in_zeros(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS], uint64_t now)
 {
-	char *map = pv_chunk_map(e, chunk);
-
-	for (size_t i = 0, n; (n = bitmap_next_run(pages, PV_CHUNK_PAGES, &i)); i += n)
-		memset(map + i * PAGE_SIZE, 0, n * PAGE_SIZE);
+	clear_pages(e, chunk, pages);
 	pv_pages_set_valid(pv_pages_of(e, chunk), pages, true);
 	e->stats.in_zero += bitmap_count(pages, PV_CHUNK_PAGES);
 	pv_map_pages(e, chunk, pages);
@@ -202,13 +246,14 @@ static unsigned run_behind(const struct pv_engine *e, uint64_t chunk, unsigned p
 
 // What is brought in with a page. Of an empty one its neighbours. Of another as the kernel's readahead does it: a few around
 // it if it stands alone; twice what was there before if it continues something, so that a scan soon comes by whole chunks
-// and scattered accesses never pay for one.
+// and scattered accesses never pay for one. What a fill is about to bring is hardly read twice, but for the page itself. What is at
+// another side of the source is never read with it.
 static void window_of(const struct pv_engine *e, uint64_t chunk, unsigned page, uint64_t want[PV_WORDS])
 {
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 	bool zero = pv_page_home(p, page) == PV_HOME_ZERO;
 	unsigned nr = pv_chunk_nr_pages(e, chunk), size = zero ? ZERO_WINDOW : FIRST_WINDOW, first = page / size * size, end = first + size;
-	uint64_t inside[PV_WORDS] = { 0 }, empty[PV_WORDS], flight[PV_WORDS];
+	uint64_t inside[PV_WORDS] = { 0 }, empty[PV_WORDS], flight[PV_WORDS], not[PV_WORDS], source[PV_WORDS], side[PV_WORDS];
 	unsigned before = zero ? 0 : run_before(e, chunk, page), behind = zero ? 0 : run_behind(e, chunk, page);
 
 	if (before >= FIRST_WINDOW)
@@ -219,12 +264,17 @@ static void window_of(const struct pv_engine *e, uint64_t chunk, unsigned page, 
 	bitmap_set_range(inside, first, end - first);
 	pv_pages_of_home(p, PV_HOME_ZERO, empty);
 	pv_pages_in_flight(&e->chunks[chunk], flight);
-	for (unsigned w = 0; w < PV_WORDS; w++)
-		want[w] = inside[w] & ~p->valid[w] & ~flight[w] & (zero ? empty[w] : ~empty[w]);
+	pv_fill_not_again(e, chunk, page, not);
+	pv_pages_of_home(p, PV_HOME_SOURCE, source);
+	memcpy(side, source, sizeof side);
+	pv_keep_side(e, chunk, e->o.in_images && bitmap_test(e->o.in_images[chunk], page), side);
+	for (unsigned w = 0; w < PV_WORDS; w++) {
+		want[w] = inside[w] & ~p->valid[w] & ~flight[w] & ~not[w] & (zero ? empty[w] : ~empty[w]);
+		want[w] &= side[w] | ~source[w];
+	}
 }
 
-// Books the pages, which are about to be read, and keeps the chunk from being a victim.
-static void expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
+void pv_expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
 {
 	struct pv_chunk *c = &e->chunks[chunk];
 
@@ -236,7 +286,7 @@ static void expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pag
 	pv_queues_remove(&e->queues, c);
 }
 
-static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS])
+static void read_pages(struct pv_engine *e, uint64_t chunk, unsigned page, const uint64_t want[PV_WORDS])
 {
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 	uint64_t zero[PV_WORDS], swap[PV_WORDS], source[PV_WORDS], now = clock_now_ns();
@@ -250,25 +300,20 @@ static void read_pages(struct pv_engine *e, uint64_t chunk, const uint64_t want[
 		source[w] &= want[w];
 	}
 	e->last_page_in_ns = now;
-	expect_pages(e, chunk, want);
+	pv_expect_pages(e, chunk, want);
 	if (!bitmap_empty(zero, PV_CHUNK_PAGES))
 		bring_in_zeros(e, chunk, zero, now);
-	if (!bitmap_empty(source, PV_CHUNK_PAGES))
-		request_new(e, chunk, PV_HOME_SOURCE, source, now, false);
+	if (!bitmap_empty(source, PV_CHUNK_PAGES)) {
+		pv_fill_asked_again(e, chunk, source);
+		request_new(e, chunk, PV_HOME_SOURCE, page, source, now);
+	}
 	for (size_t i = 0, n; (n = bitmap_next_run(swap, PV_CHUNK_PAGES, &i)); i += n) {
 		uint64_t run[PV_WORDS] = { 0 };
 
 		bitmap_set_range(run, i, n);
-		request_new(e, chunk, PV_HOME_SWAP, run, now, false);
+		request_new(e, chunk, PV_HOME_SWAP, page, run, now);
 	}
 	pv_chunk_settle(e, chunk);
-}
-
-void pv_page_in_unasked(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
-{
-	expect_pages(e, chunk, pages);
-	e->chunks[chunk].untouched = true;
-	request_new(e, chunk, PV_HOME_SOURCE, pages, clock_now_ns(), true);
 }
 
 // Only a drain, or what must come before the first one, may depend on the fault; all else that makes room does not. A vCPU's
@@ -347,5 +392,5 @@ void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, b
 		delay(e, chunk * PV_CHUNK_SIZE + page * PAGE_SIZE, vcpu);
 		return;
 	}
-	read_pages(e, chunk, want);
+	read_pages(e, chunk, page, want);
 }

@@ -193,8 +193,8 @@ static void choose(struct pv_placement *pm, struct pv_placing *p, uint64_t ram[P
 		p->to_swap[w] = in_swap[w] | empty[w];
 }
 
-// Pages that are zero now: those in memory give their room back, and those for which room was promised do not need it.
-static int make_empty(struct pv_placement *pm, uint64_t chunk, const uint64_t which[PV_WORDS])
+// Pages that are zero now, or come later: those in memory give their room back, and those for which room was promised do not need it.
+static int give_up(struct pv_placement *pm, uint64_t chunk, const uint64_t which[PV_WORDS], enum pv_home home)
 {
 	const struct pv_block *b = block_of(pm, chunk);
 	struct pv_pages *pages = &pm->pages[chunk];
@@ -204,7 +204,7 @@ static int make_empty(struct pv_placement *pm, uint64_t chunk, const uint64_t wh
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		in_memory[w] = which[w] & pages->valid[w];
 	nr = bitmap_count(in_memory, PV_CHUNK_PAGES);
-	pv_pages_set_home(pages, which, PV_HOME_ZERO);
+	pv_pages_set_home(pages, which, home);
 	pv_pages_set_valid(pages, in_memory, false);
 	if (nr)
 		pv_pages_count_drop(pages);
@@ -294,7 +294,9 @@ void pv_place(struct pv_placer *pl, struct pv_placing *p)
 	p->err = 0;
 	for (unsigned w = 0; w < PV_WORDS; w++)
 		empty[w] = p->touched[w] & ~p->present[w];
-	err = make_empty(pm, p->chunk, empty);
+	err = give_up(pm, p->chunk, empty, PV_HOME_ZERO);
+	if (!err)
+		err = give_up(pm, p->chunk, p->later, PV_HOME_SOURCE);
 	if (!err) {
 		choose(pm, p, ram);
 		err = place_in_ram(pm, p, ram);

@@ -8,6 +8,7 @@
 //   arriving chunk ------+
 //                        +-- the rest ---------------> swap image     home SWAP
 //   page of zeros -------------------------------------- nowhere      home ZERO
+//   page that comes later ------------------------------ nowhere      home SOURCE
 //
 // Nothing is paged in or out. The decision is made once a chunk: by a plan, the hottest chunks to memory, or without one as
 // they come, until memory is full. A page that comes again goes where its last copy is:
@@ -15,7 +16,7 @@
 //   it is in memory              memory
 //   it is wanted there (to_ram)  memory, from a reserve kept for that; what the swap image has of it is stale
 //   it is in swap                swap
-//   it is empty                  where its chunk goes. If that is memory and it has outgrown the budget: what does not fit, to swap
+//   it is empty, or comes later  where its chunk goes. If that is memory and it has outgrown the budget: what does not fit, to swap
 //
 // Room. Each page of the budget is at every moment either filled, or promised to a chunk by the plan, or in the reserve, or
 // free for all. What a chunk does not need of its promise, since it has turned out to be zero, becomes free: at once if it is told, and
@@ -60,6 +61,7 @@ struct pv_placing {
 	uint64_t chunk;
 	uint64_t touched[PV_WORDS]; // the pages that this is about; all others of the chunk stay as they are
 	uint64_t present[PV_WORDS]; // of these, those that have content; the others become empty
+	uint64_t later[PV_WORDS];   // none of these: pages that come when the VM runs; what was placed of them is old, and is given up
 	bool to_ram;                // those that have content are wanted in memory
 	char *packed;               // their content in order, page-aligned
 	void (*done)(struct pv_placing *p, int err);

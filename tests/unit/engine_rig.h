@@ -60,11 +60,19 @@ struct rig {
 	enum rig_drain drain;
 	unsigned drains; // asked for
 	bool drain_held;
+	bool no_ticks;
 
+	bool source_once;
+	const uint8_t *hotness;
 	uint64_t *source_seed;
+	uint64_t source_given; // pages, those that are zero too
 	struct list source_queue;
 	bool source_hold;
-	bool copy_hold;         // the same for what does not go into memory
+	bool copy_hold;         // the same for what nobody waits for
+	const uint64_t (*in_images)[PV_WORDS];
+	bool remote_hold;       // the same for what is not in images
+	size_t broken_page;     // it cannot be read; 0: all can
+	unsigned demand_reads;  // that somebody waited for
 	unsigned source_errors; // so many reads fail
 	bool source_gone;       // the engine needs it no longer
 
@@ -152,6 +160,17 @@ static inline void rig_release_drain(struct rig *r)
 	r->drain_held = false;
 }
 
+// A page of zeros is not written to where it belongs, where there may be anything.
+static inline void rig_source_give(struct rig *r, struct pv_source_read *rd, size_t page)
+{
+	uint64_t seed = r->source_seed[rd->chunk * PV_CHUNK_PAGES + page];
+
+	r->source_given++;
+	if (!seed)
+		bitmap_set(rd->zero, page);
+	guest_fill(rd->dest + page * PAGE_SIZE, seed ? seed : 0x5a5a5a5a);
+}
+
 static inline void rig_source_answer(struct rig *r, struct pv_source_read *rd)
 {
 	if (r->source_errors) {
@@ -159,10 +178,23 @@ static inline void rig_source_answer(struct rig *r, struct pv_source_read *rd)
 		pv_source_done(r->e, rd, -EIO, "the test's source fails");
 		return;
 	}
+	if (r->broken_page && rd->chunk == r->broken_page / PV_CHUNK_PAGES && bitmap_test(rd->pages, r->broken_page % PV_CHUNK_PAGES)) {
+		pv_source_done(r->e, rd, -EIO, "the test's source has a bad page");
+		return;
+	}
 	for (size_t i = 0; i < PV_CHUNK_PAGES; i++)
 		if (bitmap_test(rd->pages, i))
-			guest_fill(rd->dest + i * PAGE_SIZE, r->source_seed[rd->chunk * PV_CHUNK_PAGES + i]);
+			rig_source_give(r, rd, i);
 	pv_source_done(r->e, rd, 0, NULL);
+}
+
+static inline size_t rig_pages_in_images(const struct rig *r, const struct pv_source_read *rd)
+{
+	size_t nr = 0;
+
+	for (size_t i = 0; r->in_images && i < PV_CHUNK_PAGES; i++)
+		nr += bitmap_test(rd->pages, i) && bitmap_test(r->in_images[rd->chunk], i);
+	return nr;
 }
 
 static inline void rig_source_due(struct loop_op *op, int res)
@@ -173,7 +205,7 @@ static inline void rig_source_due(struct loop_op *op, int res)
 	list_for_each(&r->source_queue, node) {
 		struct pv_source_read *rd = list_entry(node, struct pv_source_read, link);
 
-		if (r->source_hold || (r->copy_hold && rd->dest != rig_page(r, rd->chunk * PV_CHUNK_PAGES)))
+		if (r->source_hold || (r->copy_hold && rd->unasked) || (r->remote_hold && rig_pages_in_images(r, rd) == 0))
 			continue;
 		list_remove(node);
 		rig_source_answer(r, rd);
@@ -186,7 +218,10 @@ static inline void rig_source_read(void *ctx, struct pv_source_read *rd)
 {
 	struct rig *r = ctx;
 
-	ck_assert(!r->source_gone);
+	ck_assert(!r->source_gone && bitmap_empty(rd->zero, PV_CHUNK_PAGES));
+	ck_assert((rd->dest == rig_page(r, rd->chunk * PV_CHUNK_PAGES)) == !rd->unasked);
+	ck_assert(rig_pages_in_images(r, rd) == 0 || rig_pages_in_images(r, rd) == bitmap_count(rd->pages, PV_CHUNK_PAGES));
+	r->demand_reads += !rd->unasked;
 	list_append(&r->source_queue, &rd->link);
 	if (!r->source_timer.op.busy)
 		loop_timer(&r->loop, &r->source_timer, NSEC_PER_MSEC / 5);
@@ -257,7 +292,7 @@ static inline void rig_looked(struct loop_op *op, int res)
 	uint64_t now = clock_now_ns();
 
 	(void)res;
-	if (now >= r->period_end_ns) {
+	if (now >= r->period_end_ns && !r->no_ticks) {
 		pv_tick(r->e);
 		r->period_end_ns = now + RIG_PERIOD_NS;
 	}
@@ -286,6 +321,7 @@ static inline struct pv_stats rig_stats(const struct rig *r)
 	struct pv_stats s;
 
 	pv_engine_stats(r->e, &s);
+	ck_assert_uint_eq(pv_engine_missing(r->e), s.remote);
 	return s;
 }
 
@@ -369,6 +405,14 @@ static inline void rig_put(struct rig *r, size_t first, size_t nr, enum pv_home 
 	free(buf);
 }
 
+// Of those with the home SOURCE each so-manyth is zero.
+static inline void rig_put_zeros(struct rig *r, size_t first, size_t nr, size_t each)
+{
+	for (size_t i = first; i < first + nr; i += each)
+		if (r->source_seed[i])
+			r->source_seed[i] = r->g->seed[i] = 0;
+}
+
 static inline void rig_start_guest(struct rig *r)
 {
 	fflush(NULL);
@@ -390,7 +434,7 @@ static inline void rig_new_engine(struct rig *r)
 {
 	struct pv_opts o = { .loop = &r->loop, .uffd = r->plant.uffd, .zapper = r->zapper, .zap_own = r->method == MM_ZAP_PAGEOUT,
 			     .pagemap = r->pagemap, .swap = &r->swap, .blocks = r->block, .nr_blocks = r->nr_blocks, .pages = r->pages,
-			     .budget = r->budget, .ops = &r->ops };
+			     .budget = r->budget, .source_once = r->source_once, .hotness = r->hotness, .in_images = r->in_images, .ops = &r->ops };
 
 	ck_assert_int_eq(pv_engine_new(&o, &r->e), 0);
 	r->uffd_op.done = rig_uffd_readable;

@@ -37,6 +37,8 @@ static inline void remove_dir(void)
 	rmdir(dir);
 }
 
+#define LATER UINT32_MAX
+
 struct target {
 	struct loop loop;
 	struct pv_swap swap;
@@ -44,7 +46,7 @@ struct target {
 	struct pv_pages pages[CHUNKS];
 	struct pv_placement placement;
 	struct pv_placer placer;
-	unsigned version[NR_PAGES]; // what was placed last; 0: nothing
+	unsigned version[NR_PAGES]; // what was placed last; 0: nothing; LATER: that comes when the VM runs
 };
 
 static inline void target_init(struct target *t, uint64_t ram_pages, bool swap)
@@ -124,7 +126,7 @@ static inline uint64_t nr_not_empty(const struct target *t)
 	uint64_t n = 0;
 
 	for (size_t i = 0; i < NR_PAGES; i++)
-		n += t->version[i] != 0;
+		n += t->version[i] && t->version[i] != LATER;
 	return n;
 }
 
@@ -149,6 +151,8 @@ static inline const char *page_fault(const struct target *t, size_t page, const 
 
 	if (!t->version[page])
 		return !is_valid(t, page) && home == PV_HOME_ZERO ? NULL : "is not empty";
+	if (t->version[page] == LATER)
+		return !is_valid(t, page) && home == PV_HOME_SOURCE ? NULL : "does not come later";
 	if (home != (is_valid(t, page) ? PV_HOME_NONE : PV_HOME_SWAP))
 		return "has another home";
 	fill(want, page, t->version[page]);

@@ -2,54 +2,13 @@
 // All that the page source has comes by itself, into memory and into the swap image, while a real process goes on.
 #include <limits.h>
 
-#include "engine_suite.h"
+#include "fill_suite.h"
 
-#define BUDGET (16 * MiB)
-#define TARGET (4 * MiB)  // of free memory, at this budget
-#define RESERVE (1 * MiB)
-#define NR_CHUNKS 40
-#define NR_PAGES (NR_CHUNKS * 256)
 #define NR_MIXED (60 * 256) // pages of a VM of which only a part has the home SOURCE
-
-static void start_with(struct rig *r, uint64_t budget)
-{
-	rig_init(r, NR_PAGES, 0, budget);
-	rig_put(r, 0, NR_PAGES, PV_HOME_SOURCE);
-	rig_start(r);
-	pv_engine_run(r->e);
-}
 
 static void start(struct rig *r)
 {
 	start_with(r, BUDGET);
-}
-
-// Nothing is read from it any more: the rig would notice.
-static void expect_source_gone(struct rig *r)
-{
-	struct pv_stats s;
-
-	if (!rig_until(r, r->source_gone, RIG_PATIENCE_MS))
-		ck_abort_msg("%lu pages are still with the source, trouble: %s", rig_stats(r).source,
-			     rig_stats(r).trouble ? rig_stats(r).trouble : "none");
-	s = rig_stats(r);
-	ck_assert_uint_eq(s.source + s.remote + s.filling, 0);
-	for (size_t i = 0; i < r->nr_chunks; i++)
-		for (unsigned page = 0; page < PV_CHUNK_PAGES; page++)
-			ck_assert_int_ne(pv_page_home(&r->pages[i], page), PV_HOME_SOURCE);
-}
-
-// What page-out there is to be has been.
-static void settle(struct rig *r)
-{
-	rig_pass(r, 50);
-	ck_assert(rig_until(r, !rig_stats(r).page_out_under_way, RIG_PATIENCE_MS));
-}
-
-static void fill(struct rig *r)
-{
-	pv_fill_begin(r->e);
-	expect_source_gone(r);
 }
 
 static void expect_nothing_out(const struct rig *r)
@@ -57,12 +16,6 @@ static void expect_nothing_out(const struct rig *r)
 	struct pv_stats s = rig_stats(r);
 
 	ck_assert_uint_eq(s.out_written + s.out_clean + s.out_zero + s.chunks_out + s.drains + r->drains, 0);
-}
-
-static void write_and_verify_all(struct rig *r)
-{
-	rig_do(r, 0, GUEST_WRITE, 0, r->g->nr_pages);
-	verify_all(r);
 }
 
 START_TEST(into_memory)
@@ -152,13 +105,15 @@ START_TEST(what_is_in_memory)
 END_TEST
 
 // Pages of all homes in two blocks; the guest does whatever it likes while the rest comes.
-static void torture(struct rig *r, bool dma)
+static void torture(struct rig *r, bool dma, bool once)
 {
 	rig_init(r, 36 * 256 + 12, 23 * 256 + 244, BUDGET);
 	r->g->zeros = false; // some are given back at the very moment in which their chunk is zapped
 	rig_put(r, 0, 2000, PV_HOME_NONE);
 	rig_put(r, 2000, 2000, PV_HOME_SWAP);
 	rig_put(r, 4000, NR_MIXED - 4100, PV_HOME_SOURCE);
+	rig_put_zeros(r, 4000, NR_MIXED - 4100, 3);
+	r->source_once = once;
 	r->vcpu[0] = r->vcpu[1] = true;
 	rig_start(r);
 	pv_engine_run(r->e);
@@ -178,30 +133,13 @@ START_TEST(under_load)
 	struct pv_stats s;
 	struct rig r;
 
-	torture(&r, _i);
+	torture(&r, _i & 1, _i & 2);
 	s = rig_stats(&r);
 	ck_assert(s.filled_swap && s.in_source && s.out_written && s.discarded && s.chunks_rescued);
 	verify_all(&r);
 	rig_end(&r);
 }
 END_TEST
-
-static struct pv_source_read *first_read(const struct rig *r)
-{
-	return list_first(&r->source_queue, struct pv_source_read, link);
-}
-
-// The read that waits longest is answered, and those that follow it begin. Which chunk was it?
-static uint64_t answer_one(struct rig *r)
-{
-	struct pv_source_read *rd = first_read(r);
-	uint64_t chunk = rd->chunk;
-
-	list_remove(&rd->link);
-	rig_source_answer(r, rd);
-	rig_pass(r, 20);
-	return chunk;
-}
 
 START_TEST(order)
 {
@@ -268,7 +206,7 @@ START_TEST(demand_comes_first)
 }
 END_TEST
 
-// Not while a read for the guest fails, or a fault waits for memory.
+// Also while a read for the guest fails, or a fault waits for memory: what cannot be read holds nothing else up.
 START_TEST(guest_in_need)
 {
 	struct pv_stats s;
@@ -285,15 +223,16 @@ START_TEST(guest_in_need)
 		rig_order(&r, 0, GUEST_WRITE, 0, NR_PAGES - 512);
 		ck_assert(rig_until(&r, rig_stats(&r).faults_waiting, RIG_PATIENCE_MS));
 	} else {
-		r.source_errors = 1;
+		r.broken_page = NR_PAGES - 1;
 		rig_order(&r, 0, GUEST_VERIFY, NR_PAGES - 1, 1);
 		ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, RIG_PATIENCE_MS));
 	}
 	pv_fill_begin(r.e);
-	rig_pass(&r, 200);
+	ck_assert(rig_until(&r, rig_stats(&r).filled_memory + rig_stats(&r).filled_swap >= (_i ? 512 : 256), RIG_PATIENCE_MS));
 	s = rig_stats(&r);
-	ck_assert(s.filling && (s.faults_waiting || s.reads_waiting));
-	ck_assert_uint_eq(s.filled_memory + s.filled_swap, 0);
+	ck_assert(s.faults_waiting || s.reads_waiting);
+	ck_assert_uint_eq(s.filled_memory, _i ? 0 : 256);
+	r.broken_page = 0;
 	rig_release_drain(&r);
 	rig_finish(&r);
 	expect_source_gone(&r);
@@ -314,7 +253,6 @@ static void hold_copies(struct rig *r, uint64_t chunk)
 	pv_fill_begin(r->e);
 	ck_assert(rig_until(r, !list_empty(&r->source_queue), RIG_PATIENCE_MS));
 	ck_assert_uint_eq(first_read(r)->chunk, chunk);
-	ck_assert_ptr_ne(first_read(r)->dest, rig_page(r, chunk * 256));
 }
 
 static void finish_held(struct rig *r)
@@ -326,6 +264,72 @@ static void finish_held(struct rig *r)
 	write_and_verify_all(r);
 	rig_end(r);
 }
+
+// While another worker waits.
+static void do_alone(struct rig *r, size_t worker, enum guest_order order, size_t first, size_t nr)
+{
+	rig_order(r, worker, order, first, nr);
+	ck_assert(rig_until(r, r->g->worker[worker].order == GUEST_IDLE, RIG_PATIENCE_MS));
+}
+
+// Of the pages around it each comes when it is touched, whoever touched one of them first.
+START_TEST(bad_page)
+{
+	struct rig r;
+
+	quiet();
+	rig_init(&r, NR_PAGES, 0, NR_PAGES * PAGE_SIZE);
+	rig_put(&r, 0, NR_PAGES, PV_HOME_SOURCE);
+	r.broken_page = 1000;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	r.source_hold = true;
+	rig_order(&r, 0, GUEST_VERIFY, _i ? 1001 : 1000, 1);
+	rig_pass(&r, 10);
+	rig_order(&r, 1, GUEST_WRITE, _i ? 1000 : 1001, 1); // comes with that, or would
+	rig_order(&r, 2, GUEST_DISCARD, 1003, 1);
+	rig_pass(&r, 10);
+	r.source_hold = false;
+	ck_assert(rig_until(&r, r.g->worker[_i ? 0 : 1].order == GUEST_IDLE, 400)); // not by a second attempt
+	do_alone(&r, 3, GUEST_VERIFY, 500, 500);
+	do_alone(&r, 3, GUEST_WRITE, 1002, 500);
+	expect_trouble(&r, "the test's source has a bad page", -EIO, 0);
+	ck_assert_uint_eq(rig_stats(&r).reads_waiting, 1);
+	ck_assert(!r.g->worker[_i].touched);
+	r.broken_page = 0;
+	pv_fill_begin(r.e);
+	finish_held(&r);
+}
+END_TEST
+
+// Who needs what is in the images does not wait for the other host, whatever is around it.
+START_TEST(two_sides)
+{
+	static uint64_t in_images[NR_CHUNKS][PV_WORDS];
+	struct rig r;
+
+	memset(in_images, 0x55, sizeof in_images);
+	in_images[1][2] = ~0ULL;
+	rig_init(&r, NR_PAGES, 0, _i ? BUDGET : NR_PAGES * PAGE_SIZE);
+	rig_put(&r, 0, NR_PAGES, PV_HOME_SOURCE);
+	rig_put(&r, 5000, 3, PV_HOME_SWAP);
+	r.in_images = (const uint64_t (*)[PV_WORDS])in_images;
+	r.remote_hold = true;
+	rig_start(&r);
+	pv_engine_run(r.e);
+	for (size_t page = 0; page < 3000; page += 2)
+		rig_do(&r, 0, GUEST_VERIFY, page, 1);
+	rig_do(&r, 0, GUEST_WRITE, 5001, 1);
+	rig_order(&r, 1, GUEST_VERIFY, 0, 3000);
+	pv_fill_begin(r.e);
+	rig_pass(&r, 50);
+	for (size_t page = 3000; page < 4000; page += 2)
+		do_alone(&r, 0, GUEST_WRITE, page, 1);
+	ck_assert_uint_eq(r.g->worker[1].touched, 1);
+	r.remote_hold = false;
+	finish_held(&r);
+}
+END_TEST
 
 // A chunk on its way into the swap image is as near to the guest as before.
 START_TEST(demand_in_a_chunk_being_copied)
@@ -391,27 +395,6 @@ START_TEST(needless_trouble)
 	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
 	expect_source_gone(&r);
 	ck_assert_ptr_null(rig_stats(&r).trouble);
-	finish_held(&r);
-}
-END_TEST
-
-// The guest waits for a page that is on its way into memory, and does not come.
-START_TEST(wanted_page_does_not_come)
-{
-	struct rig r;
-
-	quiet();
-	start(&r);
-	r.source_hold = true;
-	pv_fill_begin(r.e);
-	rig_pass(&r, 20);
-	ck_assert_ptr_eq(first_read(&r)->dest, rig_page(&r, first_read(&r)->chunk * 256));
-	rig_order(&r, 0, GUEST_VERIFY, first_read(&r)->chunk * 256 + 50, 3);
-	rig_pass(&r, 20);
-	ck_assert_uint_eq(r.g->worker[0].touched, 0);
-	r.source_errors = 1;
-	r.source_hold = false;
-	rig_finish(&r);
 	finish_held(&r);
 }
 END_TEST
@@ -514,15 +497,16 @@ int main(void)
 	add(s, into_memory_and_swap, 1);
 	add(s, space_is_given_back, 1);
 	add(s, what_is_in_memory, 1);
-	add(s, under_load, 2);
+	add(s, under_load, 4);
 	add(s, order, 1);
 	add(s, demand_comes_first, 1);
 	add(s, guest_in_need, 2);
+	add(s, bad_page, 2);
+	add(s, two_sides, 2);
 	add(s, demand_in_a_chunk_being_copied, 1);
 	add(s, no_page_out_of_a_chunk_being_copied, 1);
 	add(s, source_error, 2);
 	add(s, needless_trouble, 1);
-	add(s, wanted_page_does_not_come, 1);
 	add(s, write_error, 1);
 	add(s, discards, 2);
 	add(s, time_makes_it_so, 1);

@@ -42,9 +42,10 @@ static unsigned next_version(void)
 	return ++version;
 }
 
-// A new version of those of the touched pages of a chunk for which present() says so; the others become empty.
-static void arrive_of(struct target *t, struct pv_placer *pl, struct arrival *a, uint64_t chunk, bool to_ram,
-		      bool (*touched)(unsigned page), bool (*present)(unsigned page))
+// A new version of those of the touched pages of a chunk for which present() says so; the others become empty. Of the pages that are
+// not touched some come later.
+static void arrive_and_later(struct target *t, struct pv_placer *pl, struct arrival *a, uint64_t chunk, bool to_ram,
+			     bool (*touched)(unsigned page), bool (*present)(unsigned page), bool (*later)(unsigned page))
 {
 	unsigned version = next_version();
 	size_t n = 0;
@@ -53,8 +54,13 @@ static void arrive_of(struct target *t, struct pv_placer *pl, struct arrival *a,
 	for (unsigned i = 0; i < chunk_pages(chunk); i++) {
 		size_t page = chunk * PV_CHUNK_PAGES + i;
 
-		if (!touched(i))
+		if (!touched(i)) {
+			if (later(i)) {
+				bitmap_set(a->p.later, i);
+				t->version[page] = LATER;
+			}
 			continue;
+		}
 		bitmap_set(a->p.touched, i);
 		t->version[page] = present(i) ? version : 0;
 		if (!t->version[page])
@@ -66,6 +72,18 @@ static void arrive_of(struct target *t, struct pv_placer *pl, struct arrival *a,
 }
 
 static bool all(unsigned page);
+static bool none(unsigned page);
+
+static void arrive_of(struct target *t, struct pv_placer *pl, struct arrival *a, uint64_t chunk, bool to_ram,
+		      bool (*touched)(unsigned page), bool (*present)(unsigned page))
+{
+	arrive_and_later(t, pl, a, chunk, to_ram, touched, present, none);
+}
+
+static void arrive_later(struct target *t, struct arrival *a, uint64_t chunk, bool (*later)(unsigned page))
+{
+	arrive_and_later(t, &t->placer, a, chunk, false, none, all, later);
+}
 
 static void arrive(struct target *t, struct arrival *a, uint64_t chunk, bool (*present)(unsigned page))
 {
@@ -167,12 +185,12 @@ START_TEST(again)
 
 		for (size_t n = 0; n < NR_PAGES; n++) {
 			before[n] = is_valid(&t, n);
-			swapped[n] = t.version[n] && !before[n];
+			swapped[n] = t.version[n] && t.version[n] != LATER && !before[n];
 		}
-		arrive_of(&t, &t.placer, &a, chunk, false, coin[rand() % 5], coin[rand() % 5]);
+		arrive_and_later(&t, &t.placer, &a, chunk, false, coin[rand() % 5], coin[rand() % 5], _i ? coin[rand() % 5] : none);
 		ck_assert_int_eq(finish(&t, &a), 0);
 		for (size_t n = 0; n < NR_PAGES; n++) {
-			if ((before[n] && t.version[n] && !is_valid(&t, n)) || (swapped[n] && is_valid(&t, n)))
+			if ((before[n] && t.version[n] && t.version[n] != LATER && !is_valid(&t, n)) || (swapped[n] && is_valid(&t, n)))
 				ck_abort_msg("page %zu has moved", n);
 		}
 		verify_room(&t);
@@ -466,6 +484,71 @@ START_TEST(to_ram)
 }
 END_TEST
 
+// What was placed is given up, be it in memory, in swap or empty; when it comes after all it is placed like what was empty.
+START_TEST(comes_later)
+{
+	static struct arrival a;
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	for (uint64_t i = 0; i < CHUNKS; i++) {
+		arrive(&t, &a, i, i == 2 ? none : all);
+		ck_assert_int_eq(finish(&t, &a), 0);
+	}
+	ck_assert(is_in_ram(&t, 1) && !is_in_ram(&t, 8));
+	for (uint64_t i = 0; i < CHUNKS; i++) {
+		arrive_later(&t, &a, i, half);
+		ck_assert(a.done); // nothing to wait for
+		ck_assert_int_eq(a.err, 0);
+		verify(&t);
+	}
+	ck_assert_uint_eq(t.placement.ram_left, RAM_PAGES - nr_valid(&t));
+	arrive_of(&t, &t.placer, &a, 1, false, half, one);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	verify(&t);
+	arrive(&t, &a, 1, all); // back to memory
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert_uint_eq(bitmap_count(t.pages[1].valid, PV_CHUNK_PAGES), PV_CHUNK_PAGES);
+	arrive_of(&t, &t.placer, &a, 8, false, half, half); // back to swap
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert(!is_in_ram(&t, 8));
+	arrive_of(&t, &t.placer, &a, 9, true, half, half); // wanted in memory
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert_uint_eq(bitmap_count(t.pages[9].valid, PV_CHUNK_PAGES), PV_CHUNK_PAGES / 2);
+	verify(&t);
+	target_fini(&t);
+}
+END_TEST
+
+// A promise to pages that come later is none any more; one to others of the chunk is kept.
+START_TEST(later_by_plan)
+{
+	static const struct heat heat[CHUNKS] = { [0] = { 1, 256 }, [1] = { 1, 256 }, [2] = { 1, 256 } };
+	static struct arrival a;
+	static struct target t;
+
+	target_init(&t, RAM_PAGES, true);
+	ck_assert_int_eq(plan(&t, heat, CHUNKS), 0);
+	ck_assert_uint_eq(t.placement.ram_left, 10);
+	arrive_later(&t, &a, 0, half);
+	ck_assert_uint_eq(t.placement.chunks[0].promised, 128);
+	ck_assert_uint_eq(t.placement.ram_left, 10 + 128);
+	arrive(&t, &a, 1, all);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	arrive_later(&t, &a, 1, all); // it was kept; what that was for is in memory no more
+	ck_assert_uint_eq(t.placement.ram_left, 10 + 128 + 256);
+	verify(&t);
+	arrive_of(&t, &t.placer, &a, 2, true, all, all);
+	ck_assert_int_eq(finish(&t, &a), 0);
+	ck_assert_uint_eq(t.placement.ram_left, 10 + 128 + 256);
+	arrive_later(&t, &a, 2, all); // and once more, what is later already
+	arrive_later(&t, &a, 2, all);
+	ck_assert_uint_eq(t.placement.ram_left, 10 + 128 + 512);
+	verify(&t);
+	target_fini(&t);
+}
+END_TEST
+
 struct worker {
 	struct target *t;
 	struct loop loop;
@@ -489,7 +572,8 @@ static void *work(void *ctx)
 		uint64_t chunk = (uint64_t)rand_r(&seed) % (CHUNKS / WORKERS) * WORKERS + w->index;
 		struct arrival a;
 
-		arrive_of(w->t, &w->placer, &a, chunk, rand_r(&seed) % 4 == 0, coin[rand_r(&seed) % 5], coin[rand_r(&seed) % 5]);
+		arrive_and_later(w->t, &w->placer, &a, chunk, rand_r(&seed) % 4 == 0, coin[rand_r(&seed) % 5], coin[rand_r(&seed) % 5],
+				 coin[rand_r(&seed) % 5]);
 		while (!a.done)
 			if (loop_round(&w->loop, true))
 				abort();
@@ -535,7 +619,7 @@ int main(void)
 	tcase_add_checked_fixture(t, remove_file, NULL);
 	tcase_add_test(t, placement);
 	tcase_add_test(t, no_room_at_all);
-	tcase_add_test(t, again);
+	tcase_add_loop_test(t, again, 0, 2);
 	tcase_add_test(t, growing);
 	tcase_add_test(t, shrinking);
 	tcase_add_test(t, without_swap);
@@ -546,6 +630,8 @@ int main(void)
 	tcase_add_test(t, bad_plan);
 	tcase_add_test(t, all_fits);
 	tcase_add_test(t, to_ram);
+	tcase_add_test(t, comes_later);
+	tcase_add_test(t, later_by_plan);
 	tcase_add_test(t, threads);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
