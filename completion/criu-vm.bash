@@ -8,11 +8,11 @@ declare -A _criu_vm_options=(
 	[check]="--feature:"
 	[dump]="--tree: -t: --images-dir: -D: --stream --leave-running -R --leave-stopped -s --prev-images-dir: --track-mem --background --disk-snapshot --compress:"
 	[pre-dump]="--tree: -t: --images-dir: -D: --prev-images-dir: --compress: --untrack"
-	[restore]="--images-dir: -D: --stream --name: --lazy-pages --fill --ram: --swap: --swap-sparse --qemu: --force"
-	[migrate]="--tree: -t: --name: --ram: --swap: --downtime-limit: --channels: --max-bandwidth: --compress: --tls-creds: --insecure --resume"
-	[stat]="--watch -w --prometheus"
+	[restore]="--images-dir: -D: --stream --page-server: --name: --lazy-pages --fill --ram: --swap: --swap-sparse --qemu: --force --tls-creds: --insecure --user:"
+	[migrate]="--tree: -t: --name: --ram: --swap: --lazy --max-rounds: --downtime-limit: --channels: --max-bandwidth: --compress: --tls-creds: --insecure --resume"
+	[stat]="--watch -w --prometheus --missing"
 	[set]="--ram: --swap: --swap-sparse"
-	[lazy-pages]="--address: --port: --total-ram: --vm-ram: --swap: --swap-sparse --map: --tls-creds: --insecure --user: --qemu: --once --name: --images-dir: -D:"
+	[lazy-pages]="--address: --port: --total-ram: --vm-ram: --swap: --swap-sparse --map: --tls-creds: --insecure --user: --qemu: --once --images: --name: --images-dir: -D: --page-server:"
 	[verify]="--stream"
 	[merge]="--output: -o:"
 	[show]=""
@@ -47,7 +47,7 @@ _criu_vm_value() {
 			_criu_vm_files -f "$word"
 		fi
 		;;
-	--run-dir | --images-dir | --prev-images-dir | --output | --tls-creds | -D) _criu_vm_files -d "$word" ;;
+	--run-dir | --images-dir | --images | --prev-images-dir | --output | --tls-creds | -D) _criu_vm_files -d "$word" ;;
 	--log-file | --swap | --qemu | --map) _criu_vm_files -f "$word" ;;
 	--feature) COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" check --feature '?' 2>&1 | sed 's/.*://')" -- "$word")) ;;
 	--user) COMPREPLY=($(compgen -u -- "$word")) ;;

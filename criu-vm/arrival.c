@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "criu-vm/migration_lazy.h"
 #include "qemu/cmdline.h"
 #include "util/cleanup.h"
 #include "util/io.h"
@@ -40,6 +41,30 @@ int arrival_token(const struct run_dir *rd, uint8_t token[WIRE_TOKEN_LEN])
 	if (r && r != -ENOENT)
 		log_err("cannot read %s: %s", path, strerror(-r));
 	return r;
+}
+
+// Has it never become this host's, for certain?
+static bool has_not_come(const struct run_dir *rd, const uint8_t token[WIRE_TOKEN_LEN])
+{
+	enum migration_decision is;
+
+	return !run_dir_has(rd, RUNNING_FILE) && !migration_decided(token, &is, NULL) && is != MIGRATION_COMMITTED;
+}
+
+void arrival_note_end(const struct run_dir *rd)
+{
+	uint8_t token[WIRE_TOKEN_LEN];
+	struct migration_lazy l;
+
+	if (arrival_token(rd, token) || migration_lazy_find(token, &l))
+		return;
+	if (has_not_come(rd, token)) {
+		migration_lazy_remove(token);
+	} else if (l.state == WIRE_LINE_WANTS) {
+		l.state = WIRE_LINE_ENDED;
+		migration_lazy_save(token, &l);
+	}
+	migration_lazy_fini(&l);
 }
 
 bool arrival_has_run(const struct run_dir *rd)

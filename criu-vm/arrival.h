@@ -8,6 +8,9 @@
 int arrival_mark(const struct run_dir *rd, const uint8_t token[WIRE_TOKEN_LEN]);
 // -ENOENT, silently: it did not come from another host; or -errno, logged.
 int arrival_token(const struct run_dir *rd, uint8_t token[WIRE_TOKEN_LEN]);
+// It ends, or is given up: a source that has pages of it yet can be told (migration_lazy.h). Nothing, if it did not come from another host.
+// Blocks on the disk. Logs.
+void arrival_note_end(const struct run_dir *rd);
 // It has run here, and whoever started it knew.
 bool arrival_has_run(const struct run_dir *rd);
 // Notes the monitors that nobody may reach before the VM is this host's: QEMU, of this user, has them under other names. Logs.

@@ -72,6 +72,11 @@ void cmd_default_signals(void)
 		signal(unwanted[i], SIG_DFL);
 }
 
+static bool may_be_left_out(const struct cmd_option *o)
+{
+	return o->arg && *o->arg == '[';
+}
+
 static bool has_letter(const struct cmd_option *o, char letter)
 {
 	while (o->name && o->letter != letter)
@@ -88,7 +93,7 @@ static void print_options(const struct cmd_option *o, const struct cmd_option *t
 		if (!o->help)
 			continue;
 		snprintf(left, sizeof left, "%c%c%s --%s%s%s", letter ? '-' : ' ', letter ? letter : ' ', letter ? "," : " ", o->name,
-			 o->arg ? " " : "", o->arg ? o->arg : "");
+			 o->arg && !may_be_left_out(o) ? " " : "", o->arg ? o->arg : "");
 		printf("  %-28s %s\n", left, o->help);
 	}
 }
@@ -177,7 +182,8 @@ int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *c
 	for (unsigned t = 0; t < 2; t++) {
 		for (const struct cmd_option *o = tables[t]; o->name; o++, n++) {
 			all[n] = o;
-			longs[n] = (struct option){ .name = o->name, .has_arg = o->arg ? required_argument : no_argument };
+			longs[n] = (struct option){ .name = o->name, .has_arg = !o->arg ? no_argument :
+										      may_be_left_out(o) ? optional_argument : required_argument };
 			if (o->letter && !(t && has_letter(cmd->options, o->letter)))
 				sprintf(shorts + strlen(shorts), "%c%s", o->letter, o->arg ? ":" : "");
 		}

@@ -9,7 +9,7 @@ enum cmd_exit { CMD_OK = 0, CMD_FAILED = 1, CMD_USAGE = 2, CMD_ATTENTION = 3 };
 struct cmd_option {
 	char letter;      // 0: long only
 	const char *name; // without dashes
-	const char *arg;  // NULL: a flag
+	const char *arg;  // NULL: a flag; "[=WORD]": it may be left out
 	const char *help; // NULL: not for people
 };
 
@@ -30,7 +30,7 @@ struct cmd_common {
 };
 
 // Goes through argv (argv[0] the subcommand). on is called for each option of the table with its name and its value (NULL
-// for a flag), and returns false if the value is no good, having said why. *rest: index of the first other argument; one
+// for a flag, or if it was left out), and returns false if the value is no good, having said why. *rest: index of the first other argument; one
 // "--" ends the options. 0, or the exit status to end with: after help, or after an error that was told.
 int cmd_parse(const struct cmd *cmd, int argc, char **argv, struct cmd_common *common, bool (*on)(void *ctx, const char *name, const char *value),
 	      void *ctx, int *rest);

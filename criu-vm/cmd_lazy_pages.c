@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// For a person: the server of a destination; another pager for a VM. For criu-vm itself: what a restored VM's supervisor and pagers are.
+// For a person: the server of a destination, or of a checkpoint; another pager for a VM. For criu-vm itself: what a restored VM's
+// supervisor and pagers are.
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -33,8 +34,10 @@ static const struct cmd_option options[] = {
 	{ 0, "user", "USER", "as whom QEMU runs (default: as whom it ran)" },
 	{ 0, "qemu", "FILE", "another QEMU, as new or newer (default: the one that it had)" },
 	{ 0, "once", NULL, "one VM, then end" },
+	{ 0, "images", "DIR", "take no VMs; serve this checkpoint to 'restore --lazy-pages --page-server'" },
 	{ 0, "name", "NAME", "no server: the VM to take over, as its pager died, or is to be replaced by this criu-vm" },
 	{ 'D', "images-dir", "DIR", "where the checkpoint is now that the pages of --name come from" },
+	{ 0, "page-server", "HOST[:PORT]", "where the server is now that the pages of --name come from (--tls-creds, --insecure: as of restore)" },
 	{ 0, "supervise", NULL, NULL },
 	{ 0, "serve", NULL, NULL },
 	{ 0, "bury", "STATUS", NULL },
@@ -48,10 +51,24 @@ struct lazy_pages_opts {
 	struct replace_opts replace;
 	struct server_opts server;
 	const char *server_only; // an option that --name does not go with
+	const char *takes_vms;   // and one that --images does not go with, either
+	const char *secures;     // one of a connection
 	bool supervise, serve;
 	const char *bury;
 	int qemu_pid, launch_fd, lock_fd;
 };
+
+// With what a server's option does not go.
+static void note_use(struct lazy_pages_opts *o, const char *name)
+{
+	if (!strcmp(name, "tls-creds") || !strcmp(name, "insecure")) {
+		o->secures = name;
+		return;
+	}
+	o->server_only = name;
+	if (strcmp(name, "address") != 0 && strcmp(name, "port") != 0 && strcmp(name, "images") != 0)
+		o->takes_vms = name;
+}
 
 static bool on_option(void *ctx, const char *name, const char *value)
 {
@@ -64,6 +81,8 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->replace.swap = o->server.swap = value;
 	else if (!strcmp(name, "images-dir"))
 		o->replace.images = value;
+	else if (!strcmp(name, "page-server"))
+		o->replace.server = value;
 	else if (!strcmp(name, "supervise"))
 		o->supervise = true;
 	else if (!strcmp(name, "serve"))
@@ -77,7 +96,7 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	else if (!strcmp(name, "lock-fd"))
 		o->lock_fd = atoi(value);
 	else {
-		o->server_only = name;
+		note_use(o, name);
 		if (!server_option(&o->server, name, value, what))
 			return true;
 		cmd_usage_error(&cmd_lazy_pages, "%s", what);
@@ -124,7 +143,12 @@ static int be(const struct lazy_pages_opts *o, struct run_dir *rd)
 static int serve(struct lazy_pages_opts *o, const struct cmd_common *common)
 {
 	if (o->replace.images)
-		return cmd_usage_error(&cmd_lazy_pages, "-D goes with --name; a server takes no checkpoints");
+		return cmd_usage_error(&cmd_lazy_pages, "-D goes with --name; a server takes no checkpoints, it may serve one (--images)");
+	if (o->replace.server)
+		return cmd_usage_error(&cmd_lazy_pages, "--page-server goes with --name");
+	if (o->server.images && (o->takes_vms || o->server.swap))
+		return cmd_usage_error(&cmd_lazy_pages, "--%s is for VMs that arrive, and does not go with --images",
+				       o->takes_vms ? o->takes_vms : "swap");
 	if (o->server.tls_creds && o->server.insecure)
 		return cmd_usage_error(&cmd_lazy_pages, "--tls-creds or --insecure, not both");
 	if (o->supervise || o->serve || o->bury)
@@ -143,8 +167,11 @@ static int take_over(const struct lazy_pages_opts *o, const struct cmd_common *c
 	struct run_dir rd;
 	int r;
 
-	if (o->server_only)
-		return cmd_usage_error(&cmd_lazy_pages, "--%s is the server's, and does not go with --name", o->server_only);
+	if (o->server_only || (o->secures && !o->replace.server))
+		return cmd_usage_error(&cmd_lazy_pages, "--%s is the server's, and does not go with --name",
+				       o->server_only ? o->server_only : o->secures);
+	if (o->server.tls_creds && o->server.insecure)
+		return cmd_usage_error(&cmd_lazy_pages, "--tls-creds or --insecure, not both");
 	if (!run_dir_name_ok(o->replace.name))
 		return cmd_usage_error(&cmd_lazy_pages, "'%s' is no name of a VM", o->replace.name);
 	if (!o->supervise && !o->serve && !o->bury)
@@ -156,7 +183,9 @@ static int take_over(const struct lazy_pages_opts *o, const struct cmd_common *c
 		return CMD_FAILED;
 	if (o->supervise || o->serve || o->bury)
 		return be(o, &rd);
-	r = replace_pager(&o->replace, &rd);
+	r = replace_pager(&(struct replace_opts){ .name = o->replace.name, .swap = o->replace.swap, .images = o->replace.images,
+						  .server = o->replace.server, .tls_creds = o->server.tls_creds, .insecure = o->server.insecure },
+			  &rd);
 	run_dir_close(&rd);
 	return r;
 }
@@ -174,4 +203,5 @@ static int run(int argc, char **argv)
 	return o.replace.name ? take_over(&o, &common) : serve(&o, &common);
 }
 
-const struct cmd cmd_lazy_pages = { "lazy-pages", "[OPTION...]", "take VMs from other hosts; or give a VM another pager", options, run };
+const struct cmd cmd_lazy_pages = { "lazy-pages", "[OPTION...]",
+				    "take VMs from other hosts; serve a checkpoint to them; or give a VM another pager", options, run };

@@ -19,7 +19,11 @@ static const struct cmd_option options[] = {
 	{ 0, "stream", NULL, "from what dump --stream writes, on standard input" },
 	{ 0, "name", "NAME", "of the VM on this host (default: the one it had, or DIR's)" },
 	{ 0, "lazy-pages", NULL, "start at once; pages come from the images as they are touched" },
-	{ 0, "fill", NULL, "with --lazy-pages: the rest comes in the background, until the images are no longer needed" },
+	{ 0, "page-server", "HOST[:PORT]", "with --lazy-pages, without -D: the checkpoint that 'lazy-pages --images' serves there" },
+	{ 0, "tls-creds", "DIR", "with --page-server: encrypt, with these credentials, named as QEMU's" },
+	{ 0, "insecure", NULL, "with --page-server: from another host in the clear" },
+	{ 0, "user", "USER", "with --page-server: as whom QEMU runs (default: as whom it ran)" },
+	{ 0, "fill", NULL, "with --lazy-pages: the rest comes in the background, until images or server are no longer needed" },
 	{ 0, "ram", "SIZE", "physical memory that guest RAM may take; the rest lives in a swap image" },
 	{ 0, "swap", "PATH", "file or block device for the swap image, or a folder for it (default /var/lib/criu-vm/swap)" },
 	{ 0, "swap-sparse", NULL, "do not reserve the swap image's space" },
@@ -47,6 +51,14 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->name = value;
 	else if (!strcmp(name, "lazy-pages"))
 		o->lazy = true;
+	else if (!strcmp(name, "page-server"))
+		o->server = value;
+	else if (!strcmp(name, "tls-creds"))
+		o->tls_creds = value;
+	else if (!strcmp(name, "insecure"))
+		o->insecure = true;
+	else if (!strcmp(name, "user"))
+		o->user = value;
 	else if (!strcmp(name, "fill"))
 		o->fill = true;
 	else if (!strcmp(name, "swap"))
@@ -101,10 +113,26 @@ static int find_qemu(struct restore_args *a)
 	return CMD_GO_ON;
 }
 
+static const char *server_contradiction(const struct restore_args *a)
+{
+	if (!a->o.server)
+		return a->o.tls_creds || a->o.insecure || a->o.user ? "--tls-creds, --insecure and --user go with --page-server" : NULL;
+	if (a->o.dir || a->stream)
+		return "--page-server says where the checkpoint is: without -D and --stream";
+	if (!a->o.lazy)
+		return "--page-server goes with --lazy-pages: the VM starts at once, its pages come from there as they are touched (with --fill, all of "
+		       "them)";
+	return a->o.tls_creds && a->o.insecure ? "--tls-creds or --insecure, not both" : NULL;
+}
+
 static const char *contradiction(const struct restore_args *a)
 {
-	if (!a->o.dir && !a->stream)
-		return "-D DIR is needed, or --stream";
+	const char *wrong = server_contradiction(a);
+
+	if (wrong)
+		return wrong;
+	if (!a->o.dir && !a->stream && !a->o.server)
+		return "-D DIR is needed, or --stream, or --page-server HOST";
 	if (a->o.dir && a->stream)
 		return "a --stream stands by itself, without -D";
 	if (a->stream && a->o.lazy)
@@ -153,4 +181,5 @@ static int run(int argc, char **argv)
 	return r ? CMD_FAILED : CMD_OK;
 }
 
-const struct cmd cmd_restore = { "restore", "-D DIR|--stream [OPTION...] [-- QEMU-OPTION...]", "start a VM from a checkpoint", options, run };
+const struct cmd cmd_restore = { "restore", "-D DIR|--stream|--page-server HOST[:PORT] [OPTION...] [-- QEMU-OPTION...]",
+				 "start a VM from a checkpoint", options, run };

@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/leaving.h"
 #include "criu-vm/leftovers.h"
 #include "criu-vm/stat_interval.h"
+#include "criu-vm/stat_missing.h"
 #include "criu-vm/stat_prometheus.h"
 #include "criu-vm/stat_screen.h"
 #include "criu-vm/stat_vm.h"
@@ -21,6 +23,7 @@
 
 static const struct cmd_option options[] = {
 	{ 'w', "watch", NULL, "again each second, until Ctrl-C; rates and latencies are of that second" },
+	{ 0, "missing", NULL, "which pages of NAME only another host has" },
 	{ 0, "prometheus", NULL, "print metrics, for node exporter's textfile collector" },
 	{ 0, "rounds", "N", NULL }, // of --watch
 	{ 0 },
@@ -28,7 +31,7 @@ static const struct cmd_option options[] = {
 
 struct stat_args {
 	const char *name; // NULL: all VMs
-	bool watch, prometheus;
+	bool watch, missing, prometheus;
 	unsigned long rounds;
 	struct cmd_common common;
 };
@@ -39,7 +42,7 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	char *end;
 
 	if (strcmp(name, "rounds") != 0) {
-		*(!strcmp(name, "watch") ? &a->watch : &a->prometheus) = true;
+		*(!strcmp(name, "watch") ? &a->watch : !strcmp(name, "missing") ? &a->missing : &a->prometheus) = true;
 		return true;
 	}
 	a->rounds = strtoul(value, &end, 10);
@@ -60,17 +63,49 @@ static const json_t *find(const json_t *vms, const json_t *vm)
 	return NULL;
 }
 
+// Those that have left, and have pages here yet: all, or the one that is asked for.
+static void add_leaving(const struct stat_args *a, json_t *vms)
+{
+	json_t *left, *vm;
+	size_t i;
+
+	if (leaving_list(&left))
+		return;
+	json_array_foreach(left, i, vm)
+		if (!a->name || !strcmp(a->name, json_string_value(json_object_get(vm, "name"))))
+			json_array_append(vms, vm);
+	json_decref(left);
+}
+
+static int ask_for(const struct stat_args *a, json_t **vms)
+{
+	json_t *vm = NULL;
+	int r = a->name ? stat_ask(a->common.run_dir, a->name, &vm) : stat_ask_all(a->common.run_dir, vms);
+
+	if (a->name && (!r || r == -ENOENT))
+		*vms = vm ? json_pack("[o]", vm) : json_array();
+	else if (r)
+		return r;
+	if (!*vms)
+		return -ENOMEM;
+	if (!a->name || r)
+		add_leaving(a, *vms);
+	if (!r || json_array_size(*vms))
+		return 0;
+	json_decref(*vms);
+	*vms = NULL;
+	return r;
+}
+
 // An array: the VM, or all. before: what it was a moment ago, or NULL. -ENOENT is not logged.
 static int ask(const struct stat_args *a, const json_t *before, json_t **vms)
 {
 	json_t *vm;
 	size_t i;
-	int r = a->name ? stat_ask(a->common.run_dir, a->name, &vm) : stat_ask_all(a->common.run_dir, vms);
+	int r = ask_for(a, vms);
 
 	if (r)
 		return r;
-	if (a->name && !(*vms = json_pack("[o]", vm)))
-		return -ENOMEM;
 	json_array_foreach(*vms, i, vm)
 		if (stat_is_paged(vm))
 			stat_add_interval(vm, find(before, vm));
@@ -109,6 +144,23 @@ static int once(const struct stat_args *a)
 		print(stdout, a, now, NULL);
 	json_decref(now);
 	return !r ? CMD_OK : r == -ENOENT ? unknown(a) : CMD_FAILED;
+}
+
+static int show_missing(const struct stat_args *a)
+{
+	json_t *missing = NULL;
+	int r = stat_missing(a->common.run_dir, a->name, &missing);
+
+	if (r)
+		return r == -ENOENT ? unknown(a) : CMD_FAILED;
+	if (a->common.json) {
+		json_dumpf(missing, stdout, JSON_INDENT(1));
+		putchar('\n');
+	} else {
+		stat_print_missing(stdout, missing);
+	}
+	json_decref(missing);
+	return CMD_OK;
 }
 
 // The alternate screen, without cursor; lines longer than it is wide are cut.
@@ -246,6 +298,10 @@ static int run(int argc, char **argv)
 		return cmd_usage_error(&cmd_stat, "--prometheus prints once, and in a format of its own");
 	if (rest < argc)
 		a.name = argv[rest];
+	if (a.missing && (!a.name || a.watch || a.prometheus))
+		return cmd_usage_error(&cmd_stat, "--missing is of one NAME, and prints once");
+	if (a.missing)
+		return show_missing(&a);
 	leftovers_remove();
 	return a.watch ? watch(&a) : once(&a);
 }

@@ -141,19 +141,23 @@ static const struct stage stages[] = {
 	{ "hotness", migrate_send_hotness, NULL },
 	{ "record", migrate_record, migrate_record_undo },
 	{ "pre-copy", migrate_precopy, NULL },
+	{ "later", migrate_later, NULL },
+	{ "lines", migrate_open_lines, migrate_close_lines },
 	{ "stop", stop, stop_undo },
 	{ "disks", give_up_disks, NULL },
 	{ "freeze", freeze, thaw },
-	{ "last", migrate_last, NULL },
+	{ "last", migrate_last, migrate_hold_lines },
 	{ "ready", wait_ready, NULL },
 	{ "commit", migrate_commit, NULL },
 };
 
 static void migrate_fini(struct migrate *m)
 {
+	migrate_close_lines(m);
 	migrate_disconnect(m);
 	source_fini(&m->src);
 	migrate_offer_fini(m);
+	migration_source_fini(&m->record);
 	free(m->first);
 	free(m->chunks);
 	free(m->hotness);
@@ -165,15 +169,13 @@ static void migrate_fini(struct migrate *m)
 int migrate_run(const struct migrate_opts *o, struct migrate_result *result)
 {
 	struct migrate m = { .o = o, .result = result, .begun_ns = clock_now_ns(), .lock = PTHREAD_MUTEX_INITIALIZER,
-			     .changed = PTHREAD_COND_INITIALIZER,
+			     .changed = PTHREAD_COND_INITIALIZER, .claim = -1,
+			     .pace = { .rate = o->max_bandwidth, .lock = PTHREAD_MUTEX_INITIALIZER },
 			     .src = { .spec = o->vm, .run_root = o->run_root, .taken = "migrated", .orphan = migrate_orphan, .ctx = &m,
 				      .short_stop = true, SOURCE_NONE } };
 	int r;
 
 	*result = (struct migrate_result){ 0 };
-	r = migrate_check_undecided(o);
-	if (r)
-		return r;
 	r = stages_run(stages, ARRAY_SIZE(stages), &m);
 	if (r && !m.committed && source_has_ended(&m.src))
 		log_err("QEMU %d has ended meanwhile; nothing was migrated", m.src.vm->pid);

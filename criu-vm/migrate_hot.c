@@ -110,7 +110,7 @@ int migrate_find_hot_pages(struct migrate *m)
 	size_t nr, page;
 	int r;
 
-	if (m->result->budget >= m->src.ram_len) // all of it will be in memory
+	if (m->hot || (!m->goes_lazy && m->result->budget >= m->src.ram_len)) // all of it will be in memory
 		return 0;
 	// What a VM in private virtual memory executes is resident, so it is hot already; and no page table is to be paged in for this.
 	r = qemu_hot_pages(m->src.vm, !ram_is_paged(m->src.ram), &hvas, &nr);

@@ -7,11 +7,16 @@
 //   migrate_rounds.c   rounds of pre-copy: how many, and what they foresee
 //   migrate_pages.c    a round: what is chosen, that it is sent, that it was taken
 //   migrate_send.c     channels, and the threads that read and send chunks
-//   migrate_commit.c   the point of no return, the guardian, --resume
+//   migrate_lazy.c     pages that come when the VM runs there
+//   migrate_commit.c   the point of no return, the guardian
+//   migrate_ask.c      asking what was decided
+//   migrate_resume.c   --resume
 #pragma once
 #include <pthread.h>
 
 #include "criu-vm/migrate.h"
+#include "criu-vm/migrate_lines.h"
+#include "criu-vm/migrate_pace.h"
 #include "criu-vm/migration_source.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/source.h"
@@ -27,9 +32,11 @@ struct hot_pages {
 	uint64_t chunk, pages[CHUNK_WORDS];
 };
 
-// Of each chunk of all blocks, each block beginning anew on a chunk.
+// Of each chunk of all blocks, each block beginning anew on a chunk. A page is in one of the first three at most; else it is zero there.
 struct chunk_pages {
 	uint64_t sent[CHUNK_WORDS];    // what the destination has that is not zero
+	uint64_t later[CHUNK_WORDS];   // what it will ask for, and gets as it is then
+	uint64_t images[CHUNK_WORDS];  // what it will take from the images
 	uint64_t due[CHUNK_WORDS];     // what it may have that is old
 	uint64_t content[CHUNK_WORDS]; // of that, to be sent in this round
 	uint64_t zero[CHUNK_WORDS];    // to become zero there
@@ -69,6 +76,8 @@ struct migrate {
 	struct wire_conn *control;
 	struct wire_keepalive *keepalive;
 	bool zstd; // both can
+	bool images; // it can read those that the VM has pages in
+	uint8_t key[WIRE_KEY_LEN];
 	uint8_t host_id[WIRE_TOKEN_LEN]; // who will know what became of it
 	bool offered_running, tracking;
 
@@ -81,6 +90,11 @@ struct migrate {
 	uint8_t *hotness;	    // WIRE_HOTNESS_LEN bytes a chunk
 	struct hot_pages *hot;	    // sorted by chunk
 	size_t nr_hot;
+	bool goes_lazy;		    // decided at the end of pre-copy
+	bool deferring;		    // in this round and the next: but for what is hot, pages come when the VM runs there
+	struct lines *lines;	    // then: what they come over
+	struct migration_source record;
+	int claim;		    // on that; -1
 	bool last;		    // the round is the last one: what is hot is to be in memory
 	bool few;		    // and all else that is in it, since that is not much
 	uint8_t **small;	    // as the destination has them
@@ -94,12 +108,12 @@ struct migrate {
 	unsigned begun, nr_sending; // begun: the round that workers are at, or were; nr_sending: workers
 	bool ending;
 	int err;		    // of the first worker that failed
-	uint64_t next_byte_ns;	    // --max-bandwidth: when the next byte may go
 	uint64_t bytes;		    // sent in this round
 	uint64_t read_ns, nr_read;  // what reading took of a CPU, in all rounds; pages
 	uint64_t look_ns, nr_looked; // and looking whether they are zero by now
 	bool quick_look;	    // which takes next to no time
 	struct progress progress;
+	struct pace pace;
 
 	uint64_t dirty_rate, rate;  // bytes a second of the VM's memory, as measured
 	uint64_t choosing_ns;	    // to find what was written
@@ -131,9 +145,19 @@ void migrate_offer_fini(struct migrate *m);
 // Once more, what was written since it was called before counts as hot.
 int migrate_sample(struct migrate *m);
 int migrate_send_hotness(void *ctx); // a stage
-// What is touched first is to be sent in the last round, changed or not. Once, before the VM stands.
+// What is touched first is to be sent in the last round, changed or not, where it may be missing. Once; before the VM stands.
 int migrate_find_hot_pages(struct migrate *m);
 const struct hot_pages *migrate_hot_pages_of(const struct migrate *m, uint64_t chunk); // or NULL
+
+// migrate_lazy.c: stages; they do nothing if it does not go lazily.
+int migrate_later(void *ctx);
+int migrate_open_lines(void *ctx);
+void migrate_close_lines(void *ctx);
+void migrate_hold_lines(void *ctx); // undo of the last round
+// It runs there: ran is what is known of that. Returns that, or what became of it here.
+int migrate_end_lazily(struct migrate *m, int ran);
+// Who served is interrupted; its successor waits already.
+void migrate_say_unfinished(const struct migration_source *s, uint64_t pages);
 
 // migrate_rounds.c: stages.
 int migrate_precopy(void *ctx);
@@ -156,8 +180,18 @@ int migrate_send_init(struct migrate *m); // after the channels are open
 void migrate_begin_sending(struct migrate *m);
 void migrate_send_fini(struct migrate *m); // closes the channels
 
-// migrate_commit.c: no migration of this VM is undecided: -EBUSY, logged.
-int migrate_check_undecided(const struct migrate_opts *o);
+// migrate_ask.c
+struct migrate_question {
+	const char *host;
+	uint16_t port;
+	const struct wire_tls *tls;
+	const uint8_t *token, *host_id;
+};
+// Until it answers, or somebody presses Ctrl-C: -EINTR; or the record of that migration is gone, since somebody else has learnt it: -ENOENT,
+// silently. If another host is in that record by now, it is asked.
+int migrate_ask(const struct migrate_question *q, bool *committed);
+
+// migrate_commit.c
 // Stages.
 int migrate_record(void *ctx);
 void migrate_record_undo(void *ctx);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/hello.h"
 #include "criu-vm/migrate_int.h"
 #include "criu-vm/tap.h"
 #include "qemu/disks.h"
@@ -17,13 +18,11 @@
 #include "util/size.h"
 
 #define CONNECT_MS 15000
-#define HELLO_MS 15000
 #define ADMIT_MS 180000 // a swap image is made, QEMU is started
 #define SAMPLE_MS 100
 #define FINISH_MS 2000
 #define STAND_LEAST_MS 15000
 #define STAND_TIMES 10 // the downtime that was foreseen
-#define SOFTWARE "criu-vm"
 
 // ---- the line
 
@@ -70,30 +69,18 @@ int migrate_sent(struct migrate *m, int r, const char *when)
 
 static int say_hello(struct migrate *m)
 {
-	WireHello hello = WIRE_HELLO__INIT;
-	WireMsg msg = WIRE_MSG__INIT, *answer;
-	int r;
+	uint64_t both;
+	int r = hello_say(m->control, m->token, WIRE_FEATURE_ZSTD | WIRE_FEATURE_LAZY, &both);
 
-	hello.version = hello.version_min = WIRE_VERSION;
-	hello.features = WIRE_FEATURE_ZSTD;
-	hello.software = SOFTWARE;
-	hello.token = (ProtobufCBinaryData){ .len = WIRE_TOKEN_LEN, .data = m->token };
-	msg.hello = &hello;
-	r = migrate_sent(m, wire_send(m->control, &msg), "it was greeted");
-	if (!r)
-		r = migrate_expect(m, HELLO_MS, offsetof(WireMsg, hello), "a greeting was waited for; is that a criu-vm lazy-pages server?", &answer);
-	if (r)
+	if (r == -EPROTONOSUPPORT)
 		return r;
-	m->zstd = m->o->zstd_level && (answer->hello->features & WIRE_FEATURE_ZSTD);
-	if (answer->hello->version != WIRE_VERSION) {
-		log_err("%s speaks version %u of the protocol, this is version %u", wire_peer(m->control), answer->hello->version, WIRE_VERSION);
-		r = -EPROTONOSUPPORT;
-	} else if (answer->hello->token.len != WIRE_TOKEN_LEN || memcmp(answer->hello->token.data, m->token, WIRE_TOKEN_LEN)) {
-		log_err("%s answers for another migration: somebody has changed what was sent to it", wire_peer(m->control));
-		r = -EPROTO;
-	}
-	wire_msg__free_unpacked(answer, NULL);
-	return r;
+	if (r)
+		return not_received(m, r, "a greeting was waited for; is that a criu-vm lazy-pages server?");
+	m->zstd = m->o->zstd_level && (both & WIRE_FEATURE_ZSTD);
+	if (m->o->lazy == MIGRATE_WHOLE || (both & WIRE_FEATURE_LAZY))
+		return 0;
+	log_err("%s cannot take a VM whose pages come later, its criu-vm is too old for that: migrate without --lazy", wire_peer(m->control));
+	return -EOPNOTSUPP;
 }
 
 static int open_line(struct migrate *m, enum wire_kind kind, uint8_t channel, struct wire_conn **c)
@@ -258,6 +245,9 @@ static int send_offer(struct migrate *m, VmEntry *vm)
 	offer.n_nets = m->nr_nets;
 	offer.nets = m->nets;
 	offer.vm_len = len;
+	offer.has_lazy = offer.lazy = m->o->lazy != MIGRATE_WHOLE;
+	offer.images_dir = offer.lazy ? (char *)ram_images(m->src.ram, &offer.images_id) : NULL;
+	offer.has_images_id = offer.images_dir != NULL;
 	msg.offer = &offer;
 	r = wire_send(m->control, &msg);
 	if (!r)
@@ -273,6 +263,7 @@ static int open_channels(struct migrate *m, const WireAdmit *admit)
 		log_err("%s admits the VM with %u channels", wire_peer(m->control), admit->channels);
 		return -EPROTO;
 	}
+	memcpy(m->key, admit->key.data, sizeof m->key);
 	m->channels = calloc(admit->channels, sizeof *m->channels);
 	if (!m->channels)
 		return -ENOMEM;
@@ -334,6 +325,7 @@ int migrate_offer(void *ctx)
 	snprintf(m->result->name, sizeof m->result->name, "%s", answer->admit->name);
 	m->result->budget = answer->admit->budget;
 	m->result->swap = answer->admit->swap;
+	m->images = answer->admit->images;
 	memcpy(m->host_id, answer->admit->host.data, sizeof m->host_id);
 	if (!r)
 		r = open_channels(m, answer->admit);

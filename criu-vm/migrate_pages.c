@@ -48,9 +48,11 @@ static int choose_chunk(struct migrate *m, uint32_t block, uint64_t chunk, bool 
 	if (!r && ram_is_of_file(m->src.ram, block))
 		r = choose_of_file(m, block, chunk, stands && !first, present, unchanged, c);
 	for (unsigned w = 0; !r && w < CHUNK_WORDS; w++) {
-		c->due[w] |= (present[w] & ~unchanged[w]) | (c->sent[w] & ~present[w]);
+		uint64_t has = c->sent[w] | c->images[w];
+
+		c->due[w] |= (present[w] & ~unchanged[w] & ~c->later[w]) | (has & ~present[w]);
 		c->content[w] = c->due[w] & present[w];
-		c->zero[w] = c->due[w] & c->sent[w] & ~present[w];
+		c->zero[w] = c->due[w] & has & ~present[w];
 	}
 	return r;
 }

@@ -18,6 +18,9 @@
 // are of the VM's memory, before it is compressed. A second round is made anyway if it is short: it measures the round trip.
 //
 // What an idle VM takes is not made less by rounds: a limit below it is refused, without more of them. A paused VM needs none.
+//
+// Where it would be refused, --lazy=auto lets what is left come when the VM runs there; --lazy always does so, and makes as many rounds before
+// as it is told to.
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,7 +32,6 @@
 #include "util/size.h"
 
 #define STALLED 4
-#define MAX_ROUNDS 100
 #define OVERHEAD_NS (15 * NSEC_PER_MSEC)
 #define FEW_PAGES 128 // the destination keeps room for twice as many, at least
 #define LAG_NS (30 * NSEC_PER_MSEC) // from the last look to the standstill
@@ -129,7 +131,8 @@ static int give_up(struct migrate *m, uint64_t nr_pages)
 	uint64_t for_pages = within > idle_ns(m) ? within - idle_ns(m) : NSEC_PER_MSEC;
 
 	log_err("pre-copy does not get to an end: in %u rounds %s are left each time; the VM writes to about %s a second, the line carries %s a "
-		"second. To move it this way takes --downtime-limit %lu, or a line of %s a second, or a VM that writes less. It runs on here",
+		"second. To move it this way takes --downtime-limit %lu, or a line of %s a second, or a VM that writes less; or --lazy: it runs there at "
+		"once, and what is left follows. It runs on here",
 		m->round, size_format(nr_pages * PAGE_SIZE, left), size_format(m->dirty_rate, dirty), size_format(m->rate, rate),
 		ns / NSEC_PER_MSEC + 1, size_format((uint64_t)(foreseen_bytes(m, nr_pages) * 1e9 / (double)for_pages), need));
 	return -EAGAIN;
@@ -147,7 +150,30 @@ static void tell(struct migrate *m, uint64_t nr_pages)
 		progress_line(text);
 }
 
-// The VM can be stopped now; or -EAGAIN, logged: its standstill will never be as short as it is to be; or -EALREADY: another round.
+static int go_lazy(struct migrate *m, uint64_t nr_pages)
+{
+	char dirty[16], rate[16], left[16];
+
+	m->goes_lazy = true;
+	if (m->o->lazy == MIGRATE_LAZY_AUTO)
+		log_warn("it goes lazily, since pre-copy does not get to an end: after %u rounds %s are left, the VM writes to %s/s, the line carries %s/s, "
+			 "which is a standstill of %lu ms; what is left comes when it runs there",
+			 m->round, size_format(nr_pages * PAGE_SIZE, left), size_format(m->dirty_rate, dirty), size_format(m->rate, rate),
+			 foreseen_ns(m, nr_pages) / NSEC_PER_MSEC + 1);
+	return 0;
+}
+
+// Its standstill will not be as short as it is to be.
+static int is_too_long(struct migrate *m, uint64_t nr_pages)
+{
+	if (!m->src.was_running)
+		return 0;
+	if (m->o->lazy != MIGRATE_WHOLE)
+		return go_lazy(m, nr_pages);
+	return m->round > 1 && m->least_idle_ns > (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC ? refuse_limit(m) : give_up(m, nr_pages);
+}
+
+// The VM can be stopped now; or -EAGAIN: its standstill will never be as short as it is to be; or -EALREADY: another round.
 static int may_stop(struct migrate *m, uint64_t nr_pages)
 {
 	uint64_t limit = (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC, idle = idle_ns(m);
@@ -157,7 +183,7 @@ static int may_stop(struct migrate *m, uint64_t nr_pages)
 	if (m->round == 1 || idle < m->least_idle_ns)
 		m->least_idle_ns = idle;
 	if (m->round > 1 && m->least_idle_ns > limit) // one look may have waited for a slow disk
-		return refuse_limit(m);
+		return -EAGAIN;
 	if (!m->trip_ns && m->round == 1 && nr_pages * PAGE_SIZE < SMALL_ROUND)
 		return -EALREADY;
 	return foreseen_ns(m, nr_pages) <= limit ? 0 : -EALREADY;
@@ -179,30 +205,49 @@ static void end_progress(struct migrate *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+// One round, and the choice of what a further one would send.
+static int make_round(struct migrate *m, uint64_t *nr_pages)
+{
+	int r;
+
+	begin_progress(m, *nr_pages);
+	r = send_round(m, *nr_pages);
+	end_progress(m);
+	if (!r)
+		r = migrate_look_up(m);
+	if (!r && m->round == 1) // not later: it takes a while, in which the VM writes
+		r = migrate_find_hot_pages(m);
+	return r ? r : take_and_choose(m, false, nr_pages);
+}
+
+// A paused VM's disks are its QEMU's until that ends (give_up_disks()), and who says `cont` to it there is not to wait for its last page.
+static bool goes_whole(const struct migrate *m)
+{
+	bool whole = m->o->lazy == MIGRATE_LAZY && !m->src.was_running && m->src.nr_disks;
+
+	if (whole)
+		log_warn("the VM is paused, and its disks are free for the other host only when it has ended here: so all its memory is sent "
+			 "first, not lazily");
+	return whole;
+}
+
 // Leaves due what a further round would send.
 int migrate_precopy(void *ctx)
 {
 	struct migrate *m = ctx;
+	bool whole = goes_whole(m);
 	uint64_t nr_pages, least = UINT64_MAX, taken_ns = clock_now_ns();
 	unsigned stalled = 0;
-	int r;
+	int r, may = -EALREADY;
 
 	m->least_idle_ns = OVERHEAD_NS;
 	if (m->src.was_running && OVERHEAD_NS > (uint64_t)m->o->downtime_ms * NSEC_PER_MSEC)
 		return refuse_limit(m);
 	r = take_and_choose(m, true, &nr_pages);
-	while (!r) {
+	while (!r && may == -EALREADY && stalled < STALLED && (whole || m->round < m->o->max_rounds)) {
 		uint64_t now, written;
 
-		begin_progress(m, nr_pages);
-		r = send_round(m, nr_pages);
-		end_progress(m);
-		if (!r)
-			r = migrate_look_up(m);
-		if (!r && m->round == 1) // not later: it takes a while, in which the VM writes
-			r = migrate_find_hot_pages(m);
-		if (!r)
-			r = take_and_choose(m, false, &nr_pages);
+		r = make_round(m, &nr_pages);
 		if (r)
 			break;
 		now = clock_now_ns();
@@ -210,14 +255,15 @@ int migrate_precopy(void *ctx)
 		m->dirty_rate = (uint64_t)rate_of(written, now - taken_ns);
 		taken_ns = now;
 		tell(m, nr_pages);
-		r = may_stop(m, nr_pages);
-		if (r != -EALREADY)
-			break;
+		may = may_stop(m, nr_pages);
 		stalled = written < least - least / 10 ? 0 : stalled + 1;
 		least = written < least ? written : least;
-		r = stalled >= STALLED || m->round >= MAX_ROUNDS ? give_up(m, nr_pages) : 0;
 	}
-	return r;
+	if (r)
+		return r;
+	if (m->o->lazy == MIGRATE_LAZY && !whole && (m->src.was_running || nr_pages))
+		return go_lazy(m, nr_pages);
+	return may ? is_too_long(m, nr_pages) : 0;
 }
 
 // The VM stands: what it has written since the last choice, and what was chosen then.
@@ -238,5 +284,9 @@ int migrate_last(void *ctx)
 		r = migrate_send_round(m);
 	if (!r)
 		r = migrate_send_state(m);
-	return r ? r : migrate_round_taken(m);
+	if (!r)
+		r = migrate_round_taken(m);
+	if (!r && m->lines) // its memory changes no more, and they know there what comes later
+		lines_hold(m->lines, false);
+	return r;
 }

@@ -23,41 +23,8 @@
 #include "util/zero.h"
 
 #define READERS 4 // a channel, where reading takes longer than sending
-#define BURST_NS (20 * NSEC_PER_MSEC)
-#define PAUSE_NS (100 * NSEC_PER_MSEC)
 
-// --max-bandwidth: bytes go no faster, but for a burst, and what each channel sends at once. How many they will be is not known before.
-static void wait_turn(struct migrate *m)
-{
-	for (;;) {
-		uint64_t now = clock_now_ns(), at, ns;
-		bool ending;
-
-		pthread_mutex_lock(&m->lock);
-		at = m->next_byte_ns;
-		ending = m->ending;
-		pthread_mutex_unlock(&m->lock);
-		if (now >= at || ending)
-			return;
-		ns = at - now < PAUSE_NS ? at - now : PAUSE_NS;
-		nanosleep(&(struct timespec){ .tv_nsec = (long)ns }, NULL);
-	}
-}
-
-// Under the lock.
-static void have_sent(struct migrate *m, uint64_t bytes)
-{
-	uint64_t now = clock_now_ns();
-
-	m->bytes += bytes;
-	if (!m->o->max_bandwidth)
-		return;
-	if (m->next_byte_ns + BURST_NS < now)
-		m->next_byte_ns = now - BURST_NS;
-	m->next_byte_ns += (uint64_t)((double)bytes * 1e9 / (double)m->o->max_bandwidth);
-}
-
-// Pages that are all zero are not worth their content; and of what the destination never had, nothing has to be said.
+// Pages that are all zero are not worth their content; and of what is zero there anyway, nothing has to be said.
 static void find_zeros(const char *buf, struct chunk_pages *c)
 {
 	for (size_t i = 0, n; (n = bitmap_next_run(c->content, CHUNK_PAGES, &i)); i += n)
@@ -66,7 +33,7 @@ static void find_zeros(const char *buf, struct chunk_pages *c)
 				bitmap_set(c->zero, page);
 	for (unsigned w = 0; w < CHUNK_WORDS; w++) {
 		c->content[w] &= ~c->zero[w];
-		c->zero[w] &= c->sent[w];
+		c->zero[w] &= c->sent[w] | c->later[w] | c->images[w];
 	}
 }
 
@@ -86,24 +53,27 @@ static int send_frame(struct worker *w, struct wire_frame *f)
 	struct channel *ch = w->channel;
 	struct migrate *m = ch->m;
 	uint64_t len = bitmap_count(f->present, CHUNK_PAGES) * PAGE_SIZE, bytes;
+	bool content = f->type == WIRE_PAGES;
 	int r;
 
-	pack(w->buf, f->present);
+	if (content)
+		pack(w->buf, f->present);
 	pthread_mutex_lock(&ch->lock);
-	wait_turn(m);
+	pace_wait(&m->pace, &m->ending);
 	bytes = wire_bytes_sent(ch->conn);
 	r = wire_pages_send(ch->pages, f, w->buf, m->zstd ? m->o->zstd_level : 0);
 	bytes = wire_bytes_sent(ch->conn) - bytes;
 	if (!r) {
 		ch->frames++;
-		ch->nr_pages += len / PAGE_SIZE;
+		ch->nr_pages += content ? len / PAGE_SIZE : 0;
 		ch->nr_zero += bitmap_count(f->zero, CHUNK_PAGES);
 	}
 	pthread_mutex_unlock(&ch->lock);
 	if (r && !m->ending)
 		log_err("%s: %s, while pages were sent", wire_peer(ch->conn), strerror(-r));
+	pace_sent(&m->pace, bytes);
 	pthread_mutex_lock(&m->lock);
-	have_sent(m, bytes);
+	m->bytes += bytes;
 	progress_add(&m->progress, len);
 	pthread_mutex_unlock(&m->lock);
 	return m->ending ? -ECANCELED : r;
@@ -178,9 +148,45 @@ static int send_pages(struct worker *w, uint32_t block, uint64_t chunk, uint8_t 
 		return 0;
 	memcpy(f.present, part.content, sizeof f.present);
 	memcpy(f.zero, part.zero, sizeof f.zero);
-	for (unsigned i = 0; i < CHUNK_WORDS; i++)
+	for (unsigned i = 0; i < CHUNK_WORDS; i++) {
 		c->sent[i] = (c->sent[i] | part.content[i]) & ~part.zero[i];
+		c->later[i] &= ~(part.content[i] | part.zero[i]);
+		c->images[i] &= ~(part.content[i] | part.zero[i]);
+	}
 	return send_frame(w, &f);
+}
+
+static int send_names(struct worker *w, uint32_t block, uint64_t chunk, uint8_t flags, const uint64_t pages[CHUNK_WORDS])
+{
+	struct wire_frame f = { .type = WIRE_LATER, .flags = flags, .round = (uint16_t)w->channel->m->round, .block = block, .chunk = chunk };
+
+	if (bitmap_empty(pages, CHUNK_PAGES))
+		return 0;
+	memcpy(f.present, pages, sizeof f.present);
+	return send_frame(w, &f);
+}
+
+// Of the chosen pages of a chunk that are in the mask, those whose content does not go now: what the destination takes from the images,
+// and all, where the rest comes when the VM runs there. They are not chosen any more then.
+static int send_later(struct worker *w, uint32_t block, uint64_t chunk, const uint64_t mask[CHUNK_WORDS], struct chunk_pages *c)
+{
+	struct migrate *m = w->channel->m;
+	uint64_t images[CHUNK_WORDS] = { 0 }, later[CHUNK_WORDS];
+	int r;
+
+	if (m->images)
+		ram_in_images(m->src.ram, block, chunk, images);
+	for (unsigned i = 0; i < CHUNK_WORDS; i++) {
+		images[i] &= c->content[i] & mask[i];
+		later[i] = m->deferring ? c->content[i] & mask[i] & ~images[i] : 0;
+		c->content[i] &= ~(images[i] | later[i]);
+		c->due[i] &= ~(images[i] | later[i]);
+		c->sent[i] &= ~(images[i] | later[i]);
+		c->images[i] = (c->images[i] | images[i]) & ~later[i];
+		c->later[i] = (c->later[i] | later[i]) & ~images[i];
+	}
+	r = send_names(w, block, chunk, WIRE_FLAG_IN_IMAGES, images);
+	return r ? r : send_names(w, block, chunk, 0, later);
 }
 
 static int send_chunk(struct worker *w, uint64_t index)
@@ -200,6 +206,8 @@ static int send_chunk(struct worker *w, uint64_t index)
 		for (unsigned i = 0; i < CHUNK_WORDS; i++)
 			rest[i] &= ~hot->pages[i];
 	}
+	if (!r)
+		r = send_later(w, block, chunk, rest, &m->chunks[index]);
 	return r ? r : send_pages(w, block, chunk, m->few ? WIRE_FLAG_TO_RAM : 0, rest, &m->chunks[index]);
 }
 

@@ -199,7 +199,8 @@ static void sweep_one(int dir, const char *file)
 
 	if (fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) < 0 || time(NULL) - st.st_mtime < (file[0] == '.' ? LEFT_S : KEEP_S))
 		return;
-	if (file[0] == '.' || (!wire_token_parse(file, token) && !read_record(dir, file, &is, NULL) && is == MIGRATION_ABORTED))
+	if (file[0] == '.' || migration_lazy_may_go(dir, file) ||
+	    (!wire_token_parse(file, token) && !read_record(dir, file, &is, NULL) && is == MIGRATION_ABORTED))
 		unlinkat(dir, file, 0);
 }
 

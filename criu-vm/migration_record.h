@@ -5,6 +5,7 @@
 //   STATE_DIR/migrations/        (CRIU_VM_STATE_DIR in the environment, or /var/lib/criu-vm); mode 0700
 //     TOKEN                      of the destination: "committed NAME" or "aborted". Made once, by whoever is first; never changed
 //     TOKEN.source               of the source (migration_source.h)
+//     TOKEN.lazy                 of the destination, as long as pages are missing there (migration_lazy.h)
 //     id                         16 random bytes: whose records these are
 //
 // The first one is the commit point. It is made by the pager of the VM when the source says COMMIT, or by who answers a source that asks;
@@ -32,7 +33,8 @@ int migration_decided(const uint8_t token[WIRE_TOKEN_LEN], enum migration_decisi
 // The source knows. Harmless if there is none.
 void migration_forget(const uint8_t token[WIRE_TOKEN_LEN]);
 
-// Removes aborted ones that are older than 30 days, and what killed processes have left an hour ago; never a committed one.
+// Removes aborted ones that are older than 30 days, TOKEN.lazy of VMs that have been complete, or have ended, for so long, and what killed
+// processes have left an hour ago; never a committed one.
 void migration_sweep(void);
 
 // Who answers for these records: made once, and lost with them. Blocks on the disk. Logs.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Shared by migration_record.c and migration_source.c only: the folder of the records.
+// Shared by migration_record.c, migration_source.c and migration_lazy.c only: the folder of the records.
 #pragma once
 #include "criu-vm/migration_record.h"
 #include "criu-vm/state_dir.h"
@@ -15,3 +15,5 @@ int migration_open_folder(int *fd);
 int migration_write_synced(int dir, const char *file, const char *text);
 // TOKEN and suffix. Harmless if it is not there.
 void migration_remove_file(const uint8_t token[WIRE_TOKEN_LEN], const char *suffix);
+// Is this a TOKEN.lazy of which only the source may want to know yet?
+bool migration_lazy_may_go(int dir, const char *file);

@@ -18,20 +18,46 @@
 #define REAP_TRIES 20
 #define REAP_WAIT_US 10000
 
-uint64_t process_start(pid_t pid)
+#define STAT_MAX 1024
+
+// What follows the name, which may have anything in it; NULL: there is no such process.
+static const char *read_stat(pid_t pid, char line[STAT_MAX])
 {
-	char path[40], line[1024], *p;
 	_cleanup_fclose_ FILE *f = NULL;
-	unsigned long long start = 0;
+	const char *p;
+	char path[40];
 
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	f = fopen(path, "re");
-	if (!f || !fgets(line, sizeof line, f) || !(p = strrchr(line, ')')))
-		return 0;
-	// Field 22; the name in field 2 may have anything in it.
-	if (sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
+	p = f && fgets(line, STAT_MAX, f) ? strrchr(line, ')') : NULL;
+	return p ? p + 1 : NULL;
+}
+
+uint64_t process_start(pid_t pid)
+{
+	char line[STAT_MAX];
+	const char *rest = read_stat(pid, line);
+	unsigned long long start = 0;
+
+	// Field 22.
+	if (!rest || sscanf(rest, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
 		return 0;
 	return start;
+}
+
+char process_state(pid_t pid)
+{
+	char line[STAT_MAX], state = 0;
+	const char *rest = read_stat(pid, line);
+
+	return rest && sscanf(rest, " %c", &state) == 1 ? state : 0;
+}
+
+bool process_is_stopped(pid_t pid)
+{
+	char state = process_state(pid);
+
+	return state == 'T' || state == 't';
 }
 
 const char *process_how_it_ended(int status, char *buf, size_t size)

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Processes and memory of this host.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 // Start of a process in clock ticks after boot, 0 if there is none: tells it from another one with its pid.
 uint64_t process_start(pid_t pid);
+// Of its first thread, as in /proc/PID/stat: 'R', 'S', 'D', 'T' (stopped by a signal), 't' (by a tracer), 'Z', ...; 0: there is none.
+char process_state(pid_t pid);
+bool process_is_stopped(pid_t pid); // by a signal, or by a tracer
 // "killed by signal 9 (Killed)" or "exit status 1", of what waitpid() says.
 const char *process_how_it_ended(int status, char *buf, size_t size);
 // How a process ended that is not our child, as waitpid() would say it; -1: the kernel (before 6.15) does not know, or nobody has

@@ -12,7 +12,6 @@
 
 #include "lazy-pages/control.h"
 #include "lazy-pages/image_source.h"
-#include "qemu/vm.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -118,10 +117,10 @@ static int open_paged(struct ram *r)
 
 static int open_ordinary(struct ram *r)
 {
-	int err = mm_pagemap_open(r->o.vm->pid, &r->pagemap);
+	int err = mm_pagemap_open(r->o.pid, &r->pagemap);
 
 	for (size_t i = 0; !err && i < r->o.nr_blocks; i++)
-		err = mm_source_open(r->o.vm->pid, r->o.blocks[i].hva, r->o.blocks[i].len, &r->blocks[i].source);
+		err = mm_source_open(r->o.pid, r->o.blocks[i].hva, r->o.blocks[i].len, &r->blocks[i].source);
 	return err;
 }
 

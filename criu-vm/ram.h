@@ -13,16 +13,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "qemu/ramblock.h"
 
 struct mm_range;
-struct qemu_vm;
 struct ram;
 
 struct ram_opts {
-	const struct qemu_vm *vm;
-	const struct qemu_ramblock *blocks; // guest RAM
+	pid_t pid;	    // QEMU's
+	const struct qemu_ramblock *blocks; // guest RAM: name, len, hva
 	size_t nr_blocks;
 	const char *run_root;
 	const char *name; // of a VM that criu-vm runs, else NULL
@@ -42,6 +42,16 @@ const struct mm_range *ram_ranges(const struct ram *r);
 int ram_present(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
 // Reads these pages: page i to buf + i * 4096. buf: 1 MiB, page-aligned. Blocks on disks. Several threads may read at once. Logs.
 int ram_read(struct ram *r, uint32_t block, uint64_t chunk, const uint64_t map[4], char *buf);
+
+// What ram_read() has read was the VM's: its process was there, stopped, with its memory, after that; or it has ended, and what was read
+// does not go with it. Of a VM that is stopped, as nobody else may notice its end in time. Several threads may ask at once. pidfd: the
+// process's. -ESRCH: it has gone with its process. -EBUSY: the process is not stopped.
+int ram_vouch(struct ram *r, int pidfd, uint32_t block);
+
+// Of a VM with pages that are in images yet: where, and which checkpoint that is; NULL: there are none.
+const char *ram_images(const struct ram *r, uint64_t *id);
+// The pages of a chunk that are as in the images, but for what was written since the last ram_take().
+void ram_in_images(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
 
 // How recently each chunk was used (pv_engine_ages()), a byte a chunk of all blocks, each block beginning anew on one. Of a VM in private
 // virtual memory. Logs.

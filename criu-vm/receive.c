@@ -9,6 +9,7 @@
 
 #include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
+#include "criu-vm/migration_lazy.h"
 #include "criu-vm/receive_int.h"
 #include "criu-vm/stages.h"
 #include "util/clock.h"
@@ -43,6 +44,36 @@ static int look_around(struct receive *rv)
 	return l->fd >= 0 ? launch_look(l) : 0;
 }
 
+// err: of wire_receive(). Nothing has come, and that is all: 0.
+static int no_message(struct receive *rv, int err)
+{
+	if (err == -ETIMEDOUT)
+		return look_around(rv);
+	if (err == -ECONNABORTED) // it has said why
+		rv->told = true;
+	else if (err == -EINTR)
+		log_err("interrupted; the VM does not arrive");
+	else
+		log_err("%s: the line is lost: %s", wire_peer(rv->c), strerror(-err));
+	return err;
+}
+
+bool receive_gives_up(void *ctx)
+{
+	struct receive *rv = ctx;
+	WireMsg *m;
+	int err;
+
+	if (!wire_poll(rv->c, 0) && wire_lost_in(rv->c))
+		return look_around(rv);
+	err = wire_receive(rv->c, 1, &m);
+	if (err)
+		return no_message(rv, err);
+	log_err("%s: said something while it was not its turn", wire_peer(rv->c));
+	wire_msg__free_unpacked(m, NULL);
+	return true;
+}
+
 int receive_message(struct receive *rv, unsigned timeout_ms, WireMsg **m)
 {
 	uint64_t end = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
@@ -52,13 +83,8 @@ int receive_message(struct receive *rv, unsigned timeout_ms, WireMsg **m)
 
 		if (!err)
 			return 0;
-		if (err == -ECONNABORTED) // it has said why
-			rv->told = true;
-		else if (err == -EINTR)
-			log_err("interrupted; the VM does not arrive");
-		else if (err != -ETIMEDOUT)
-			log_err("%s: the line is lost: %s", wire_peer(rv->c), strerror(-err));
-		if (err != -ETIMEDOUT || (err = look_around(rv)))
+		err = no_message(rv, err);
+		if (err)
 			return err;
 		if (timeout_ms && clock_now_ns() > end) {
 			log_err("%s: says nothing that was waited for in %u s", wire_peer(rv->c), timeout_ms / 1000);
@@ -117,6 +143,7 @@ static void fini(struct receive *rv)
 {
 	receive_rounds_fini(rv);
 	receive_taps_undo(rv);
+	receive_lazy_fini(rv);
 	wire_keepalive_stop(rv->keepalive);
 	wire_close(rv->c);
 	restore_fini(&rv->r);
@@ -182,8 +209,10 @@ int receive_answer(const struct receive_opts *o, int fd)
 		return CMD_FAILED;
 	status.state = WIRE_STATE__WIRE_UNKNOWN; // it asks again
 	err = migration_decide(o->token, MIGRATION_ABORTED, NULL, &is);
-	if (!err && is == MIGRATION_ABORTED)
+	if (!err && is == MIGRATION_ABORTED) {
 		status.state = WIRE_STATE__WIRE_ABORTED;
+		migration_lazy_remove(o->token);
+	}
 	if (!err && is == MIGRATION_COMMITTED && !migration_decided(o->token, &is, name) && is == MIGRATION_COMMITTED) {
 		status.state = WIRE_STATE__WIRE_COMMITTED;
 		status.name = name;

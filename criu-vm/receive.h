@@ -40,3 +40,6 @@ void receive_tidy(const char *run_dir, const uint8_t token[WIRE_TOKEN_LEN], cons
 void receive_tidy_all(const char *run_dir);
 // Answers a source that asks what became of its VM: undecided becomes aborted. fd is taken over.
 int receive_answer(const struct receive_opts *o, int fd);
+// A page line from the source of a VM that is here, but whose pages are not all: its pager gets it; or the source is told that they are not
+// needed any more. fd is taken over.
+int receive_line(const struct receive_opts *o, unsigned line, int fd);

@@ -92,7 +92,9 @@ int receive_serve(void *ctx)
 	int err;
 
 	pv_swap_close(&rv->r.swap); // its lock is the pager's from now on
-	err = launch_tell(&rv->r.launch, "arrived");
+	err = receive_lazy_arrived(rv);
+	if (!err)
+		err = launch_tell(&rv->r.launch, "arrived");
 	if (!err)
 		err = launch_wait(&rv->r.launch, "serving", true, SERVE_MS);
 	log_dbg("the pager serves after %lu us", (clock_now_ns() - begun) / 1000);
@@ -117,8 +119,10 @@ static int check_stands(struct receive *rv)
 int receive_load(void *ctx)
 {
 	struct receive *rv = ctx;
-	int err = restore_load_state(&rv->r, rv->state->stream.data, rv->state->stream.len, rv->small, rv->nr_small);
+	int err;
 
+	rv->r.gives_up = receive_gives_up;
+	err = restore_load_state(&rv->r, rv->state->stream.data, rv->state->stream.len, rv->small, rv->nr_small);
 	return err ? err : check_stands(rv);
 }
 
@@ -271,6 +275,7 @@ int receive_done(void *ctx)
 		return 0;
 	}
 	wire_msg__free_unpacked(m, NULL);
-	migration_forget(rv->o->token);
+	if (!receive_lazy_goes_on(rv)) // else it may ask for as long as it has pages that are needed here
+		migration_forget(rv->o->token);
 	return 0;
 }

@@ -3,6 +3,7 @@
 //
 //   receive.c         the stages, the control channel, answers to ASK
 //   receive_offer.c   what is offered, and whether it can be had
+//   receive_lazy.c    what is different if pages may be missing when the VM is to run
 //   receive_taps.c    the VM's network interfaces
 //   receive_rounds.c  documents, data channels, rounds
 //   receive_commit.c  from "all pages are here" to "it runs"
@@ -21,6 +22,7 @@ struct receive {
 	struct wire_conn *c;
 	struct wire_keepalive *keepalive;
 
+	uint64_t features; // of both
 	WireMsg *offer;
 	WireMsg *early; // came before the data channels were all there, or NULL
 	VmEntry *vm;
@@ -40,6 +42,7 @@ struct receive {
 	size_t nr_small;
 	DeviceStateEntry *state;
 	uint64_t page_ins, page_outs;
+	uint64_t (*in_images)[PV_WORDS]; // pages that come from images, mapped; NULL: none can
 	bool told;      // the source knows that this failed, or has said so itself
 	bool committed; // the VM is this host's
 };
@@ -50,12 +53,27 @@ struct receive {
 int receive_message(struct receive *rv, unsigned timeout_ms, WireMsg **m);
 // The same; anything but kind (offsetof(WireMsg, KIND)) is -EPROTO, logged.
 int receive_expect(struct receive *rv, unsigned timeout_ms, size_t kind, WireMsg **m);
+// restore.gives_up, while it is the destination's turn: the source does not want it any more, or something has ended. Logs.
+bool receive_gives_up(void *r);
 // An undo: the source learns that it was in vain, and why, before all of that is undone.
 void receive_tell_abort(void *ctx);
 
 // receive_offer.c: a stage.
 int receive_offer(void *ctx);
 void receive_offer_undo(void *ctx);
+
+// receive_lazy.c: all of these do nothing if the source has not offered that.
+// The state that its pagers begin with; it is laid out, and has its key. Logs.
+int receive_lazy_offer(struct receive *rv);
+// Before the source is admitted: its lines may come from then on. Logs.
+int receive_lazy_admit(struct receive *rv);
+// What its pagers fill by. Logs.
+int receive_lazy_hotness(struct receive *rv, const uint8_t *hotness);
+// All that comes before it runs has come: its pager finds in the state what has not. Logs.
+int receive_lazy_arrived(struct receive *rv);
+// It runs: is TOKEN.lazy still there, for the source's lines? If nothing was missing, waits a little until its pager has removed it.
+bool receive_lazy_goes_on(const struct receive *rv);
+void receive_lazy_fini(struct receive *rv);
 
 // receive_taps.c: a stage.
 int receive_taps(void *ctx);

@@ -9,7 +9,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "criu-vm/hello.h"
 #include "criu-vm/map_file.h"
+#include "criu-vm/peer_vm.h"
 #include "criu-vm/receive_int.h"
 #include "criu-vm/swap_registry.h"
 #include "images/format.h"
@@ -19,30 +21,7 @@
 #include "util/size.h"
 
 #define SAY_MS 15000
-#define SOFTWARE "criu-vm"
-
-static int answer_hello(struct receive *rv, const WireHello *hello)
-{
-	WireHello answer = WIRE_HELLO__INIT;
-	WireMsg m = WIRE_MSG__INIT;
-
-	if (hello->token.len != WIRE_TOKEN_LEN || memcmp(hello->token.data, rv->o->token, WIRE_TOKEN_LEN) != 0) {
-		log_err("%s: its connection began with another token than it says it has: somebody in between has changed it", wire_peer(rv->c));
-		return -EPROTO;
-	}
-	if (hello->version_min > WIRE_VERSION || hello->version < WIRE_VERSION) {
-		log_err("%s speaks versions %u to %u of the protocol, and this host version %u; use the same criu-vm on both", hello->software,
-			hello->version_min, hello->version, WIRE_VERSION);
-		return -EPROTONOSUPPORT;
-	}
-	answer.version = answer.version_min = WIRE_VERSION;
-	answer.features = hello->features & WIRE_FEATURE_ZSTD;
-	answer.software = SOFTWARE;
-	answer.token.data = (uint8_t *)rv->o->token;
-	answer.token.len = WIRE_TOKEN_LEN;
-	m.hello = &answer;
-	return wire_send(rv->c, &m);
-}
+#define FEATURES (WIRE_FEATURE_ZSTD | WIRE_FEATURE_LAZY)
 
 static int say_hello(struct receive *rv)
 {
@@ -51,7 +30,8 @@ static int say_hello(struct receive *rv)
 
 	if (err)
 		return err;
-	err = answer_hello(rv, m->hello);
+	rv->features = m->hello->features & FEATURES;
+	err = hello_answer(rv->c, m->hello, rv->o->token, FEATURES);
 	wire_msg__free_unpacked(m, NULL);
 	if (!err)
 		err = wire_keepalive_start(rv->c, &rv->keepalive);
@@ -84,36 +64,12 @@ static int receive_vm(struct receive *rv)
 		fault = "it cannot be read";
 	else if (!(fault = img_vm_fault(rv->vm)))
 		fault = blocks_fault(rv->offer->offer, rv->vm);
-	if (!fault && rv->vm->cwd[0] != '/')
-		fault = "its folder is no absolute path";
+	if (!fault)
+		fault = peer_vm_fault(rv->vm);
 	if (!fault)
 		return 0;
 	log_err("%s: the description of the VM is not accepted: %s", wire_peer(rv->c), fault);
 	return -EBADMSG;
-}
-
-// What root runs because another host says so has to be a QEMU, and root's. What --qemu names is the server's matter.
-static int check_qemu(const struct receive *rv)
-{
-	const char *path = rv->o->server->qemu ? rv->o->server->qemu : rv->vm->qemu_path;
-	_cleanup_free_ char *real = realpath(path, NULL);
-	const char *base = real ? strrchr(real, '/') + 1 : "";
-	struct stat st;
-
-	if (!real || path[0] != '/' || stat(real, &st) < 0 || !S_ISREG(st.st_mode) || access(real, X_OK) < 0) {
-		log_err("there is no QEMU %s on this host; start its server with --qemu FILE", path);
-		return -ENOENT;
-	}
-	if (rv->o->server->qemu || geteuid())
-		return 0;
-	if (strncmp(base, "qemu-", 5) != 0 && strcmp(base, "kvm") != 0) {
-		log_err("%s does not look like a QEMU; if it is one, start the server with --qemu FILE", real);
-		return -EPERM;
-	}
-	if (!st.st_uid && !(st.st_mode & (S_IWGRP | S_IWOTH)))
-		return 0;
-	log_err("%s is not root's, or others may write it; if you trust it, start the server with --qemu FILE", real);
-	return -EPERM;
 }
 
 // In the clear, and not for all the world, the server lets in only root of this host, and who it runs as.
@@ -122,48 +78,13 @@ static bool peer_is_root(const struct receive *rv)
 	return !rv->o->tls && !rv->o->server->insecure;
 }
 
-// -1 is nobody, but becoming that changes nothing.
-static bool is_root(const VmEntry *vm)
+static int check_peer_vm(const struct receive *rv)
 {
-	return !vm->uid || !vm->gid || vm->uid == (uid_t)-1 || vm->gid == (gid_t)-1;
-}
+	const struct server_opts *s = rv->o->server;
+	struct peer_vm_opts o = { .qemu = s->qemu, .user = s->user, .is_root = peer_is_root(rv), .give_qemu = "start its server with --qemu FILE",
+				  .give_user = "start this host's server with --user USER, or, if all that it lets in may be root here, --user root" };
 
-static int choose_user(struct receive *rv)
-{
-	const char *name = rv->o->server->user;
-	uid_t uid;
-	gid_t gid;
-
-	if (!name && !geteuid() && !peer_is_root(rv) && is_root(rv->vm)) {
-		log_err("VM '%s' runs as user %u of group %u, and other hosts do not decide what runs as root here: start this host's server with "
-			"--user USER, or, if all that it lets in may be root here, --user root", rv->offer->offer->name, rv->vm->uid, rv->vm->gid);
-		return -EPERM;
-	}
-	if (!name)
-		return 0;
-	if (server_user(name, &uid, &gid)) {
-		log_err("there is no user '%s' on this host, as whom the server was told to run VMs", name);
-		return -ENOENT;
-	}
-	rv->vm->uid = uid;
-	rv->vm->gid = gid;
-	return 0;
-}
-
-static int choose_folder(VmEntry *vm)
-{
-	struct stat st;
-	char *root;
-
-	if (!stat(vm->cwd, &st) && S_ISDIR(st.st_mode))
-		return 0;
-	log_warn("there is no folder %s here, in which the VM was started: it is started in /, so all its paths have to be absolute", vm->cwd);
-	root = strdup("/");
-	if (!root)
-		return -ENOMEM;
-	free(vm->cwd);
-	vm->cwd = root;
-	return 0;
+	return peer_vm_check(&o, rv->vm, rv->offer->offer->name);
 }
 
 // They change until the source stands, so that nothing but their being there can be checked. QEMU and the device state do the rest.
@@ -240,7 +161,7 @@ static int check_offer(struct receive *rv)
 	const WireOffer *offer = rv->offer->offer;
 	int err = map_file_apply(rv->o->map, rv->vm);
 
-	if (err || (err = check_qemu(rv)) || (err = choose_user(rv)) || (err = choose_folder(rv->vm)) || (err = check_disks(rv->vm)))
+	if (err || (err = check_peer_vm(rv)) || (err = check_disks(rv->vm)))
 		return err;
 	if (offer->swap && (err = check_swap(rv, offer->swap)))
 		return err;
@@ -268,6 +189,8 @@ int receive_offer(void *ctx)
 		err = check_offer(rv);
 	if (!err && getrandom(rv->key, sizeof rv->key, 0) != sizeof rv->key)
 		err = -EIO;
+	if (!err)
+		err = receive_lazy_offer(rv);
 	if (!err)
 		err = reserve(rv);
 	if (!err)

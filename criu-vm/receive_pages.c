@@ -51,6 +51,7 @@ struct receive_pages {
 	uint64_t awaited_ns;     // since when
 	bool stopping;
 	int err;
+	bool from_source, from_images; // atomic: pages come later
 	struct channel channels[];
 };
 
@@ -157,7 +158,11 @@ static const char *frame_fault(const struct channel *c, const struct wire_frame 
 		return "sent pages behind the end of a block";
 	if (wire_channel_of(*chunk, c->r->o.nr_channels) != c->index)
 		return "sent a chunk that belongs to another channel";
-	return NULL;
+	if (f->type == WIRE_PAGES)
+		return NULL;
+	if (f->type != WIRE_LATER || !c->r->o.lazy)
+		return "sent a frame that has no place in a round";
+	return f->flags & WIRE_FLAG_IN_IMAGES && !c->r->o.in_images ? "sent pages that are in images, which cannot be read here" : NULL;
 }
 
 // All is written; then it is for receive_pages_wait() to say that the round is complete.
@@ -183,8 +188,23 @@ static int end_round(struct channel *c)
 	return err;
 }
 
+// Where the pages of this frame that come later come from. No other thread has to do with the chunk.
+static void note_later(struct receive_pages *r, const struct wire_frame *f, uint64_t chunk)
+{
+	bool images = f->flags & WIRE_FLAG_IN_IMAGES;
+
+	if (f->type == WIRE_LATER)
+		__atomic_store_n(images ? &r->from_images : &r->from_source, true, __ATOMIC_RELAXED);
+	for (unsigned w = 0; r->o.in_images && w < PV_WORDS; w++)
+		if (images)
+			r->o.in_images[chunk][w] |= f->present[w];
+		else
+			r->o.in_images[chunk][w] &= ~(f->present[w] | f->zero[w]);
+}
+
 static int place(struct channel *c, struct arrival *a, const struct wire_frame *f, uint64_t chunk)
 {
+	bool later = f->type == WIRE_LATER;
 	int err = 0;
 
 	while (!err && is_under_way(c, chunk))
@@ -194,9 +214,11 @@ static int place(struct channel *c, struct arrival *a, const struct wire_frame *
 	a->placing.chunk = chunk;
 	a->placing.to_ram = f->flags & WIRE_FLAG_TO_RAM;
 	for (unsigned w = 0; w < PV_WORDS; w++) {
-		a->placing.present[w] = f->present[w];
-		a->placing.touched[w] = f->present[w] | f->zero[w];
+		a->placing.later[w] = later ? f->present[w] : 0;
+		a->placing.present[w] = later ? 0 : f->present[w];
+		a->placing.touched[w] = later ? 0 : f->present[w] | f->zero[w];
 	}
+	note_later(c->r, f, chunk);
 	c->nr_frames++;
 	a->busy = true;
 	pv_place(&c->placer, &a->placing);
@@ -365,6 +387,12 @@ int receive_pages_wait(struct receive_pages *r, unsigned round, const uint64_t *
 	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->lock);
 	return err;
+}
+
+void receive_pages_later(const struct receive_pages *r, bool *from_source, bool *from_images)
+{
+	*from_source = __atomic_load_n(&r->from_source, __ATOMIC_RELAXED);
+	*from_images = __atomic_load_n(&r->from_images, __ATOMIC_RELAXED);
 }
 
 int receive_pages_error(struct receive_pages *r)

@@ -12,6 +12,7 @@
 //
 // Each thread has 8 buffers of 1 MiB.
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,8 @@ struct receive_pages_opts {
 	struct pv_placement *placement; // shared by the threads; its blocks are those of the frames, in their order
 	struct wire_conn **channels;    // their keys were read; owned by the caller
 	unsigned nr_channels;
+	bool lazy;                       // pages may come later
+	uint64_t (*in_images)[PV_WORDS]; // a bit a page of each chunk: later, from images; NULL: no page can
 };
 
 // Starts the threads. What o points to must outlive them. -ENOMEM, -EAGAIN; logs.
@@ -33,6 +36,8 @@ int receive_pages_start(const struct receive_pages_opts *o, struct receive_pages
 // 0; -EINTR; or the first error of a thread (logged there): the line (-ETIMEDOUT: nothing came for WIRE_LOST_MS), -EBADMSG (a wrong frame,
 // count or round; logged), the disk. Thereafter all that is left to do is to stop.
 int receive_pages_wait(struct receive_pages *r, unsigned round, const uint64_t *frames);
+// Whether pages were to come later: from the source, from images. What may have come of them since does not count.
+void receive_pages_later(const struct receive_pages *r, bool *from_source, bool *from_images);
 // The error of the first thread that failed, 0: none.
 int receive_pages_error(struct receive_pages *r);
 // Ends the threads (shuts their channels down) and waits for them, and for what they are writing. Accepts NULL; may be called again.

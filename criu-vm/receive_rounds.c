@@ -36,6 +36,7 @@ static int admit(struct receive *rv)
 	a.host.len = sizeof host;
 	a.key.data = rv->key;
 	a.key.len = sizeof rv->key;
+	a.has_images = a.images = rv->in_images != NULL;
 	m.admit = &a;
 	return wire_send(rv->c, &m);
 }
@@ -114,8 +115,10 @@ int receive_admit(void *ctx)
 	struct receive *rv = ctx;
 	struct restore *r = &rv->r;
 	int err = pv_placement_init(&rv->placement, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
-				    r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
+				    r->state.budget < r->ram ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
 
+	if (!err)
+		err = receive_lazy_admit(rv);
 	if (!err)
 		err = admit(rv);
 	if (!err)
@@ -162,7 +165,7 @@ static int take_plan(struct receive *rv)
 	err = len == want ? pv_placement_plan(&rv->placement, hotness, rv->r.nr_chunks) : -EBADMSG;
 	if (err)
 		log_err("%s: what it says of how hot its chunks are cannot be of this VM", wire_peer(rv->c));
-	return err;
+	return err ? err : receive_lazy_hotness(rv, hotness);
 }
 
 static int unpack_state(struct receive *rv, const void *packed, size_t len, const char *(*find_fault)(const DeviceStateEntry *ds),
@@ -276,7 +279,8 @@ static int take_rounds(struct receive *rv)
 int receive_rounds(void *ctx)
 {
 	struct receive *rv = ctx;
-	struct receive_pages_opts o = { .placement = &rv->placement, .channels = rv->channels, .nr_channels = rv->nr_channels };
+	struct receive_pages_opts o = { .placement = &rv->placement, .channels = rv->channels, .nr_channels = rv->nr_channels,
+					.lazy = rv->offer->offer->lazy, .in_images = rv->in_images };
 	int err = take_plan(rv);
 
 	if (!err)

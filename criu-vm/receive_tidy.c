@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "criu-vm/arrival.h"
+#include "criu-vm/migration_lazy.h"
 #include "criu-vm/receive.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -32,6 +33,7 @@ void receive_tidy(const char *run_dir, const uint8_t token[WIRE_TOKEN_LEN], cons
 	if (migration_decide(token, MIGRATION_ABORTED, NULL, &is) || is != MIGRATION_ABORTED)
 		return;
 	migration_unprepare(token);
+	migration_lazy_remove(token);
 	if (run_dir_open(run_dir, name, &rd))
 		return;
 	if (arrival_token(&rd, its) || memcmp(its, token, sizeof its) || run_dir_is_held(&rd, "supervisor") || run_dir_lock(&rd)) {

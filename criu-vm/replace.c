@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/restore_peer.h"
 #include "criu-vm/supervisor.h"
 #include "criu-vm/swap_registry.h"
 #include "images/reader.h"
@@ -31,6 +32,7 @@ struct replacing {
 	struct vm_state state;
 	char control[PATH_MAX], exe[PATH_MAX];
 	char *swap, *images; // absolute, or NULL
+	char *remote, *remote_tls; // as in the state, or NULL
 	int old_pager;       // 0: none answered
 };
 
@@ -78,6 +80,23 @@ static int check_images(struct replacing *p)
 	return r;
 }
 
+static int check_server(struct replacing *p)
+{
+	struct restore_peer_opts o = { .server = p->o->server, .insecure = p->o->insecure,
+				       .tls_creds = p->o->tls_creds || p->o->insecure ? p->o->tls_creds : p->state.remote_tls };
+
+	if (!p->o->server)
+		return 0;
+	if (p->state.remote && p->state.remote_connects)
+		return restore_peer_find(&o, p->state.remote_id, &p->remote, &p->remote_tls);
+	if (p->state.remote)
+		log_err("VM '%s' has its pages from the host that it came from, which looks for this one: criu-vm migrate --resume there tells it "
+			"another address", p->rd->name);
+	else
+		log_err("VM '%s' needs no server of its pages", p->rd->name);
+	return -EINVAL;
+}
+
 static int pager_pid(const struct replacing *p, const char **trouble, json_t **answer)
 {
 	if (lp_control_ask(p->control, "stat", ASK_TIMEOUT_MS, answer))
@@ -97,6 +116,11 @@ static int ask_pager(struct replacing *p)
 		json_object_set_new(request, "swap", json_string(p->swap));
 	if (p->images)
 		json_object_set_new(request, "images", json_string(p->images));
+	if (p->remote) {
+		json_object_set_new(request, "remote", json_string(p->remote));
+		json_object_set_new(request, "remote_insecure", json_boolean(p->o->insecure));
+		json_object_set_new(request, "remote_tls", p->remote_tls ? json_string(p->remote_tls) : json_null());
+	}
 	r = lp_control_request(p->control, request, ASK_TIMEOUT_MS, &answer);
 	error = json_string_value(json_object_get(answer, "error"));
 	if (error) {
@@ -145,7 +169,15 @@ static int prepare(struct replacing *p)
 		r = replace_string(&p->state.swap_path, p->swap);
 	if (!r)
 		r = replace_string(&p->state.images, p->images);
-	return r || (!p->swap && !p->images) ? r : vm_state_save(p->rd, &p->state);
+	if (p->remote) { // with what it says of it, or does not
+		p->state.remote_insecure = p->o->insecure;
+		free(steal_ptr(&p->state.remote_tls));
+	}
+	if (!r)
+		r = replace_string(&p->state.remote, p->remote);
+	if (!r)
+		r = replace_string(&p->state.remote_tls, p->remote_tls);
+	return r || (!p->swap && !p->images && !p->remote) ? r : vm_state_save(p->rd, &p->state);
 }
 
 // The supervisor that there is starts a pager by itself, or we start one that does.
@@ -226,7 +258,7 @@ int replace_pager(const struct replace_opts *o, struct run_dir *rd)
 		log_err("VM '%s' has ended", rd->name);
 		r = -ESRCH;
 	}
-	if (!r && !(r = find_exe(&p)) && !(r = check_swap(&p)) && !(r = check_images(&p))) {
+	if (!r && !(r = find_exe(&p)) && !(r = check_swap(&p)) && !(r = check_images(&p)) && !(r = check_server(&p))) {
 		p.old_pager = pager_pid(&p, &trouble, &answer);
 		json_decref(answer);
 		r = p.old_pager ? replace_serving(&p) : start_pager(&p);
@@ -236,6 +268,8 @@ int replace_pager(const struct replace_opts *o, struct run_dir *rd)
 	r = r ? CMD_FAILED : wait_until_served(&p);
 	free(p.swap);
 	free(p.images);
+	free(p.remote);
+	free(p.remote_tls);
 	vm_state_fini(&p.state);
 	return r;
 }

@@ -74,6 +74,20 @@ static int open_dir(struct restore *r)
 	return -EINVAL;
 }
 
+static int open_peer(struct restore *r)
+{
+	struct restore_peer_opts o = { .server = r->o->server, .tls_creds = r->o->tls_creds, .insecure = r->o->insecure, .qemu = r->o->qemu,
+				       .user = r->o->user };
+	int err = restore_peer_open(&o, &r->peer);
+
+	if (err)
+		return err;
+	r->vm = restore_peer_vm(r->peer);
+	r->from_peer = true;
+	r->state.fill = r->o->fill;
+	return restore_peer_note(r->peer, &r->state);
+}
+
 int restore_lay_out(struct restore *r)
 {
 	char have[16], want[16];
@@ -97,11 +111,11 @@ int restore_lay_out(struct restore *r)
 static int open_images(void *ctx)
 {
 	struct restore *r = ctx;
-	int err = r->o->dir ? open_dir(r) : restore_stream_open(r);
+	int err = r->o->dir ? open_dir(r) : r->o->server ? open_peer(r) : restore_stream_open(r);
 
 	if (err || (err = restore_check_disks(r)) || (err = restore_lay_out(r)))
 		return err;
-	if (r->o->lazy) {
+	if (r->images && r->o->lazy) {
 		r->state.images = realpath(r->o->dir, NULL);
 		r->state.images_id = img_dir_id(r->images);
 		r->state.fill = r->o->fill;
@@ -198,5 +212,6 @@ void restore_fini(struct restore *r)
 	qemu_disks_overlay_fini(&r->overlays);
 	img_dir_close(r->images);
 	img_stream_in_free(r->stream);
+	restore_peer_free(r->peer);
 	free(r->log);
 }

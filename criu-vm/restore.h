@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "criu-vm/launch.h"
+#include "criu-vm/restore_peer.h"
 #include "criu-vm/run_dir.h"
 #include "images/reader.h"
 #include "images/stream.h"
@@ -12,7 +13,10 @@
 #include "qemu/disks.h"
 
 struct restore_opts {
-	const char *dir;      // images; NULL: a stream on standard input
+	const char *dir;      // images; NULL: a stream on standard input, or
+	const char *server;   // of a checkpoint: HOST[:PORT]
+	const char *tls_creds, *user; // with it, as struct restore_peer_opts
+	bool insecure;
 	const char *name;     // NULL: the recorded one, or one made of the directory's
 	const char *run_dir;
 	const char *log_file; // NULL: /var/log/criu-vm/NAME.log
@@ -27,11 +31,12 @@ struct restore_opts {
 	int nr_replace;
 };
 
-// Guest RAM from images, a stream, or, as it arrives (receive.h), from another host.
+// Guest RAM from images, a stream, a served checkpoint, or, as it arrives (receive.h), from another host.
 struct restore {
 	const struct restore_opts *o;
 	struct img_dir *images;       // or
-	struct img_stream_in *stream; // the other one is NULL, as both are of a VM that arrives
+	struct img_stream_in *stream; // or
+	struct restore_peer *peer;    // the others are NULL, as all are of a VM that arrives
 	const VmEntry *vm;
 	char *const *argv;            // of QEMU, as recorded but for overlays; borrowed
 	const struct qemu_cmdline_net *nets; // taps that QEMU inherits; borrowed
@@ -54,6 +59,7 @@ struct restore {
 	int io_fd;         // the ring of the pager's reads and writes
 	struct launch launch;
 	struct qmp *qmp;
+	bool (*gives_up)(void *r); // besides an interruption: asked while QEMU is waited for; logs why. NULL: nothing else
 	uint64_t nr_in_ram, nr_in_swap; // pages placed before the VM ran
 };
 
@@ -104,7 +110,9 @@ int restore_go(void *ctx);
 int restore_hand_over(struct restore *r);
 // Has QEMU ended? Then what it said last is told.
 bool restore_qemu_ended(const struct restore *r);
-// Waiting for QEMU has to end: it has ended, an interruption, or the time `end` (clock_now_ns()). 0: not yet; logs.
+// An interruption, or what else ends it while it waits for QEMU. Logs.
+bool restore_gives_up(const struct restore *r);
+// Waiting for QEMU has to end: it has ended, we give up (-EINTR), or the time `end` (clock_now_ns()). 0: not yet; logs.
 int restore_waiting_failed(const struct restore *r, uint64_t end, const char *what);
 
 // restore_load.c: the device state, with the small blocks.

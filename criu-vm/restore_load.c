@@ -56,7 +56,7 @@ static int wait_loaded(const struct restore *r)
 			return -ECHILD;
 		err = qmp_try(r->qmp, "query-status", NULL, &status);
 		if (err)
-			return restore_qemu_ended(r) ? -ECHILD : err;
+			return err != -EINTR && restore_qemu_ended(r) ? -ECHILD : err; // else that was told
 		loading = json_is_string(json_object_get(status, "status")) &&
 			  !strcmp(json_string_value(json_object_get(status, "status")), "inmigrate");
 		json_decref(status);
@@ -122,10 +122,17 @@ int restore_update_small(const DeviceStateEntry *ds, struct qemu_small_block *sm
 	return 0;
 }
 
+static bool gives_up(void *ctx)
+{
+	return restore_gives_up(ctx);
+}
+
+// Devices touch pages, which may be missing: QEMU, and so its monitor, waits until they come, and nobody knows for how long.
 static int load(struct restore *r, const uint8_t *stream, size_t len)
 {
 	int err, pipe_fds[2];
 
+	qmp_set_gives_up(r->qmp, gives_up, r);
 	if (pipe2(pipe_fds, O_CLOEXEC) < 0) {
 		err = -errno;
 		log_err("cannot make a pipe: %s", strerror(-err));
@@ -154,10 +161,17 @@ int restore_load_state(struct restore *r, const uint8_t *state, size_t state_len
 	return err ? err : load(r, stream, len);
 }
 
+static const DeviceStateEntry *device_state(const struct restore *r)
+{
+	if (r->peer)
+		return restore_peer_device_state(r->peer);
+	return r->stream ? img_stream_in_device_state(r->stream) : img_dir_device_state(r->images);
+}
+
 int restore_load(void *ctx)
 {
 	struct restore *r = ctx;
-	const DeviceStateEntry *ds = r->stream ? img_stream_in_device_state(r->stream) : img_dir_device_state(r->images);
+	const DeviceStateEntry *ds = device_state(r);
 	struct qemu_small_block *small = NULL;
 	size_t nr = 0;
 	int err = restore_expand_small(ds, &small, &nr);

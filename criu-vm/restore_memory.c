@@ -59,21 +59,33 @@ failed:
 	return err;
 }
 
-// All pages empty, but for those in the images if they stay there until they are touched.
+// Those of a chunk that stay where they are until they are touched.
+static void pages_elsewhere(const struct restore *r, uint64_t chunk, uint64_t pages[PV_WORDS])
+{
+	uint64_t in_block;
+	uint32_t block;
+
+	if (r->peer) {
+		restore_peer_pages(r->peer, chunk, pages);
+		return;
+	}
+	lp_image_chunk(r->images, chunk, &block, &in_block);
+	img_dir_pages(r->images, block, in_block, pages);
+}
+
+// All pages empty, but for those.
 static void fill_page_table(struct restore *r)
 {
 	uint64_t all[PV_WORDS];
 
 	memset(all, 0xff, sizeof all);
 	for (uint64_t i = 0; i < r->nr_chunks; i++) {
-		uint64_t in_block, stored[PV_WORDS];
-		uint32_t block;
+		uint64_t stored[PV_WORDS];
 
 		pv_pages_set_home(&r->pages[i], all, PV_HOME_ZERO);
 		if (!r->o->lazy)
 			continue;
-		lp_image_chunk(r->images, i, &block, &in_block);
-		img_dir_pages(r->images, block, in_block, stored);
+		pages_elsewhere(r, i, stored);
 		pv_pages_set_home(&r->pages[i], stored, PV_HOME_SOURCE);
 	}
 }

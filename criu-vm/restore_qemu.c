@@ -69,14 +69,20 @@ bool restore_qemu_ended(const struct restore *r)
 	return true;
 }
 
+bool restore_gives_up(const struct restore *r)
+{
+	if (!cmd_interrupted())
+		return r->gives_up && r->gives_up((void *)r);
+	log_err("interrupted; the new QEMU is ended");
+	return true;
+}
+
 int restore_waiting_failed(const struct restore *r, uint64_t end, const char *what)
 {
 	if (restore_qemu_ended(r))
 		return -ECHILD;
-	if (cmd_interrupted()) {
-		log_err("interrupted; the new QEMU is ended");
+	if (restore_gives_up(r))
 		return -EINTR;
-	}
 	if (clock_now_ns() > end) {
 		log_err("QEMU does not %s in time; its output is in %s", what, r->log);
 		return -ETIMEDOUT;
@@ -267,7 +273,7 @@ int restore_hand_over(struct restore *r)
 		return -ENOMEM;
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		s->blocks[i] = (struct vm_state_block){ .off = r->blocks[i].off, .len = r->blocks[i].len, .hva = r->blocks[i].hva,
-							.memfd = r->blocks[i].memfd };
+							.memfd = r->blocks[i].memfd, .name = strdup(r->vm->blocks[i]->name) };
 	err = vm_state_save(&r->rd, s);
 	if (!err)
 		err = launch_tell(&r->launch, "go");
@@ -291,6 +297,8 @@ int restore_go(void *ctx)
 	struct restore *r = ctx;
 	int err;
 
+	if (r->peer) // of one that arrives, the pager does it
+		arrival_show_monitors(&r->rd, r->launch.qemu);
 	qmp_close(r->qmp); // it serves one client: the pager from now on
 	r->qmp = NULL;
 	err = launch_tell(&r->launch, "run");

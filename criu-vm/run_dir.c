@@ -17,6 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "criu-vm/arrival.h"
 #include "criu-vm/swap_registry.h"
 #include "pvmem/swap.h"
 #include "util/cleanup.h"
@@ -258,6 +259,7 @@ void run_dir_destroy(struct run_dir *rd)
 		run_dir_close(rd);
 		return;
 	}
+	arrival_note_end(rd);
 	if (!vm_state_load(rd, &s)) {
 		if (s.swap_path && !pv_swap_find(s.swap_path, s.nr_chunks * PV_CHUNK_SIZE, s.swap_token, &swap))
 			pv_swap_delete(&swap);

@@ -14,6 +14,8 @@
 //     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
 //     ages                  how recently each chunk was used, a byte a chunk, when somebody asked last
+//     hotness               of one whose pages come from another host: a byte a chunk, as that has said; the pager fills by it
+//     in-images             and that has pages in images, too: which, 32 bytes a chunk; does not change
 //     qmp.sock              QEMU's monitor for the pager
 //     commands.sock         and one for commands, one at a time
 //     control.sock          the pager's
@@ -40,6 +42,7 @@ struct run_dir {
 struct vm_state_block {
 	uint64_t off, len, hva; // as struct pv_block
 	int memfd;              // number of the descriptor in QEMU
+	char *name;             // as the machine calls it; NULL: an earlier version did not write it
 };
 
 struct vm_state {
@@ -59,6 +62,13 @@ struct vm_state {
 	char *images;          // directory of the page source, or NULL
 	uint64_t images_id;    // img_dir_id() of it
 	bool fill;             // all that it has is wanted, in the background
+	char *remote;          // whose page lines the pages that have not come yet come over, or NULL: HOST:PORT, or an address for messages
+	bool remote_connects;  // the pager connects (a served checkpoint); else the other side does, by the server (vm_remote.h)
+	char *remote_id;       // WIRE_LINE_ID_LEN bytes, hexadecimal
+	char *remote_key;      // of a migration: WIRE_KEY_LEN bytes, hexadecimal
+	char *remote_tls;      // folder of credentials, or NULL
+	bool remote_insecure;  // without: whoever answers there is believed
+	unsigned remote_lines;
 	bool arriving;         // its first pager looks at no page before it is told that all have arrived
 	char *taps;            // its network interfaces, which go up when it is to run: names with spaces between; or NULL
 	char *log;

@@ -2,6 +2,7 @@
 #include "criu-vm/server.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
@@ -11,14 +12,16 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
+#include "criu-vm/image_server.h"
 #include "criu-vm/map_file.h"
 #include "criu-vm/server_int.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/size.h"
 #include "wire/conn.h"
 
 #define STOP_NS (30 * NSEC_PER_SEC)
-#define SLOTS (1 + SERVER_LISTENERS + SERVER_CONNS + SERVER_RECEIVERS + SERVER_HELPERS)
+#define SLOTS (1 + SERVER_LISTENERS + SERVER_CONNS + SERVER_RECEIVERS + SERVER_HELPERS + SERVER_READERS)
 
 void server_say(const struct server *s, const char *event, const char *name, const char *peer, const char *text)
 {
@@ -34,15 +37,30 @@ void server_say(const struct server *s, const char *event, const char *name, con
 	fflush(stdout);
 }
 
+// What is served: name is "" if it has none.
+static json_t *describe_images(const struct image_server *images)
+{
+	char id[17];
+
+	snprintf(id, sizeof id, "%016" PRIx64, image_server_id(images));
+	return json_pack("{s:s s:s s:s s:I}", "dir", image_server_dir(images), "id", id, "name", image_server_vm_name(images), "pages",
+			 (json_int_t)image_server_pages(images));
+}
+
 static void say_where(const struct server *s)
 {
-	char address[SERVER_PEER], status[160];
+	char address[SERVER_PEER], status[160 + PATH_MAX], size[16];
 	uint16_t port;
+	int len;
 
 	server_listener_name(s->listeners[0], address, &port);
-	snprintf(status, sizeof status, "listening on %s, port %u, %s", address, port, s->tls ? "with TLS" : "in the clear");
+	len = snprintf(status, sizeof status, "listening on %s, port %u, %s", address, port, s->tls ? "with TLS" : "in the clear");
+	if (s->images)
+		snprintf(status + len, sizeof status - (size_t)len, ", serving %s: %s of pages", image_server_dir(s->images),
+			 size_format(image_server_pages(s->images) * PAGE_SIZE, size));
 	if (s->o->json) {
-		json_t *j = json_pack("{s:{s:s s:i s:b}}", "listening", "address", address, "port", port, "tls", s->tls != NULL);
+		json_t *j = json_pack("{s:{s:s s:i s:b s:o*}}", "listening", "address", address, "port", port, "tls", s->tls != NULL, "images",
+				      s->images ? describe_images(s->images) : NULL);
 
 		json_dumpf(j, stdout, JSON_COMPACT);
 		putchar('\n');
@@ -90,7 +108,7 @@ static void stop(struct server *s)
 	}
 	s->stopping = true;
 	s->stop_by = clock_now_ns() + STOP_NS;
-	if (!s->awaits_ask)
+	if (!s->awaits_ask && !s->awaits_pages)
 		s->status = s->o->once ? CMD_FAILED : CMD_OK;
 	sd_notify(0, "STOPPING=1");
 	server_listen_close(s);
@@ -166,6 +184,8 @@ static int time_left(const struct server *s, uint64_t now)
 {
 	uint64_t next = s->stopping ? s->stop_by : UINT64_MAX;
 
+	if (s->awaits_pages && s->look_at < next)
+		next = s->look_at;
 	if (s->nr_listeners && s->accept_after > now && s->accept_after < next)
 		next = s->accept_after;
 	if (!list_empty(&s->conns) && list_first(&s->conns, struct server_conn, node)->deadline < next)
@@ -208,6 +228,7 @@ static void loop(struct server *s)
 			dispatch(s, fds, nr_listeners);
 		now = clock_now_ns();
 		server_conns_expire(s, now);
+		server_look_at_pages(s, now);
 		if (s->stopping && now >= s->stop_by) {
 			log_warn("a VM that was arriving does not give up in time: its receiver is killed");
 			server_signal_receivers(s, SIGKILL);
@@ -216,13 +237,18 @@ static void loop(struct server *s)
 	}
 }
 
+static int open_images(struct server *s)
+{
+	return s->o->images ? image_server_open(s->o->images, &s->images) : 0;
+}
+
 int server_run(const struct server_opts *o)
 {
-	struct server s = { .o = o, .signals = -1 };
+	struct server s = { .o = o, .pid = getpid(), .signals = -1 };
 
 	list_init(&s.conns);
 	list_init(&s.children);
-	s.status = catch_signals(&s) || load(&s) ? CMD_FAILED : server_listen(&s);
+	s.status = catch_signals(&s) || load(&s) || open_images(&s) ? CMD_FAILED : server_listen(&s);
 	if (s.status == CMD_GO_ON) {
 		s.status = CMD_OK;
 		say_where(&s);
@@ -233,6 +259,7 @@ int server_run(const struct server_opts *o)
 	server_children_free(&s);
 	map_file_free(s.map);
 	wire_tls_free(s.tls);
+	image_server_close(s.images);
 	if (s.signals >= 0)
 		close(s.signals);
 	return s.status;

@@ -78,11 +78,11 @@ static void control(struct server *s, struct server_conn *c, const struct wire_p
 
 	if (s->o->once && server_nr_arriving(s))
 		why = "the server takes one VM only (--once), and that is arriving";
-	else if (s->awaits_ask)
+	else if (s->awaits_ask || s->awaits_pages)
 		why = "the server takes one VM only (--once), and that has been";
 	else if (server_receiver_of(s, p->token))
 		why = "this migration is under way already";
-	server_spawn(s, why ? SERVER_REFUSER : SERVER_RECEIVER, p->token, steal_fd(&c->fd), c->peer, why);
+	server_spawn(s, why ? SERVER_REFUSER : SERVER_RECEIVER, p, c, why);
 }
 
 static void data(struct server *s, struct server_conn *c, const struct wire_preamble *p)
@@ -95,14 +95,31 @@ static void data(struct server *s, struct server_conn *c, const struct wire_prea
 		server_pass(receiver, p->channel, steal_fd(&c->fd));
 }
 
+// Frames, not messages: a reason would not be understood.
+static bool has_frames(const struct wire_preamble *p)
+{
+	return p->kind == WIRE_DATA || p->kind == WIRE_LINE || p->kind == WIRE_IMAGE_LINE;
+}
+
 static void refuse_user(struct server *s, struct server_conn *c, const struct wire_preamble *p)
 {
 	static const char why[] = "without --tls-creds only root, and the user that the server runs as, may use it from its own host";
 
-	if (p->kind == WIRE_DATA)
+	if (has_frames(p))
 		server_warn(s, c->peer, why);
 	else
-		server_spawn(s, SERVER_REFUSER, p->token, steal_fd(&c->fd), c->peer, why);
+		server_spawn(s, SERVER_REFUSER, p, c, why);
+}
+
+// The server has --images.
+static void of_images(struct server *s, struct server_conn *c, const struct wire_preamble *p)
+{
+	if (p->kind == WIRE_DATA)
+		server_warn(s, c->peer, "closed a data channel: no VM arrives at a server that has --images");
+	else if (p->kind == WIRE_IMAGES || p->kind == WIRE_IMAGE_LINE)
+		server_spawn(s, p->kind == WIRE_IMAGES ? SERVER_DESCRIBER : SERVER_READER, p, c, NULL);
+	else
+		server_spawn(s, SERVER_REFUSER, p, c, "this server serves a checkpoint (--images), and takes no VMs");
 }
 
 static void dispatch(struct server *s, struct server_conn *c)
@@ -111,24 +128,27 @@ static void dispatch(struct server *s, struct server_conn *c)
 	int r = wire_preamble_parse(c->preamble, &p);
 
 	if (r == -EPROTONOSUPPORT)
-		server_spawn(s, SERVER_REFUSER, p.token, steal_fd(&c->fd), c->peer,
-			     "this server's criu-vm begins migrations in another way; use the same version");
+		server_spawn(s, SERVER_REFUSER, &p, c, "this server's criu-vm begins migrations in another way; use the same version");
 	else if (r)
 		server_warn(s, c->peer, "closed, since it does not speak the migration protocol");
 	else if (!s->tls && !s->o->insecure && !server_peer_is_trusted(c->fd))
 		refuse_user(s, c, &p);
 	else if (p.tls && !s->tls)
 		server_warn(s, c->peer, "closed, since it wants TLS, and this server has no --tls-creds");
-	else if (!p.tls && s->tls && p.kind == WIRE_DATA)
-		server_warn(s, c->peer, "closed a data channel without TLS");
+	else if (!p.tls && s->tls && has_frames(&p))
+		server_warn(s, c->peer, "closed a data channel, or a page line, without TLS");
 	else if (!p.tls && s->tls)
-		server_spawn(s, SERVER_REFUSER, p.token, steal_fd(&c->fd), c->peer, "this server demands TLS; give --tls-creds DIR");
+		server_spawn(s, SERVER_REFUSER, &p, c, "this server demands TLS; give --tls-creds DIR");
+	else if (s->images)
+		of_images(s, c, &p);
+	else if (p.kind == WIRE_IMAGES || p.kind == WIRE_IMAGE_LINE)
+		server_spawn(s, SERVER_REFUSER, &p, c, "this server serves no checkpoint: it was not started with --images");
 	else if (p.kind == WIRE_CONTROL)
 		control(s, c, &p);
 	else if (p.kind == WIRE_DATA)
 		data(s, c, &p);
 	else
-		server_spawn(s, SERVER_ANSWERER, p.token, steal_fd(&c->fd), c->peer, NULL);
+		server_spawn(s, p.kind == WIRE_LINE ? SERVER_PASSER : SERVER_ANSWERER, &p, c, NULL);
 }
 
 void server_conn_ready(struct server *s, struct server_conn *c)

@@ -5,7 +5,7 @@
 //	signals      SIGTERM, SIGINT, SIGQUIT: the end; SIGHUP: read files again; SIGCHLD: a child has ended
 //	listeners    accept, without waiting for what comes
 //	conns        half-open: a preamble is expected, 10 s; when there are too many, the oldest goes
-//	children     the line of each receiver: what it wants promised
+//	children     the line of each receiver: what it wants promised; of each reader until it knows with whom it speaks
 //
 // All in one poll(), each object remembering its place in the array. Lines are looked at first, then conns, listeners and signals: so
 // nobody frees what is still to be looked at in the same round.
@@ -23,7 +23,8 @@
 #define SERVER_LISTENERS 8
 #define SERVER_CONNS 64
 #define SERVER_RECEIVERS 64
-#define SERVER_HELPERS 64 // that answer, or say no
+#define SERVER_HELPERS 64 // that answer, pass a line on, or say no
+#define SERVER_READERS 512 // of a served checkpoint, and describers: some for each VM
 #define SERVER_CHANNELS 128 // connections that a receiver gets, those that others made with its token included
 #define SERVER_REASON 512
 #define SERVER_PEER 64
@@ -37,8 +38,17 @@ struct server_conn {
 	uint8_t preamble[WIRE_PREAMBLE_LEN];
 };
 
-// A tidier takes the place of a receiver that was killed, and removes what that has left behind.
-enum server_child_kind { SERVER_RECEIVER, SERVER_TIDIER, SERVER_ANSWERER, SERVER_REFUSER };
+// A tidier takes the place of a receiver that was killed, and removes what that has left behind. A passer gives a page line to its VM. A
+// describer, and a reader for each page line, serve a checkpoint.
+enum server_child_kind {
+	SERVER_RECEIVER,
+	SERVER_TIDIER,
+	SERVER_ANSWERER,
+	SERVER_PASSER,
+	SERVER_REFUSER,
+	SERVER_DESCRIBER,
+	SERVER_READER,
+};
 
 struct server_child {
 	struct list node;
@@ -52,13 +62,16 @@ struct server_child {
 	unsigned nr_channels;
 	bool undecided; // its source may have to ask what became of the VM
 	bool asked;     // it has, and was answered
+	bool introduced; // a reader or describer that knows with whom it speaks
 	int receiver_status; // of a tidier: how the receiver ended, as of waitpid()
 };
 
 struct server {
 	const struct server_opts *o;
+	pid_t pid;
 	struct map_file *map;
 	struct wire_tls *tls;
+	struct image_server *images; // NULL: it takes VMs
 	int listeners[SERVER_LISTENERS];
 	unsigned nr_listeners;
 	uint64_t accept_after; // ns: there were no descriptors or no memory for a connection
@@ -70,7 +83,10 @@ struct server {
 	unsigned nr_warned;
 	bool stopping, over;
 	bool awaits_ask; // once: the VM has come, or not, and this is all that is left to do
-	uint8_t ask_token[WIRE_TOKEN_LEN];
+	bool awaits_pages; // or this: pass page lines on, until its source holds nothing any more
+	uint64_t look_at;  // ns: when that is looked at
+	uint64_t expected_until; // ns: nothing is missing any more, and its source has not come to hear it; 0: pages are missing
+	uint8_t once_token[WIRE_TOKEN_LEN];
 	uint64_t stop_by;
 	int status; // cmd.h
 };
@@ -91,14 +107,9 @@ void server_conns_close(struct server *s);
 // Logs, a few a minute, what is done to a connection that is no good.
 void server_warn(struct server *s, const char *peer, const char *what);
 
-// ---- server_peer.c
-// False: who has connected from this very host is neither root nor the user that the server runs as, or has closed already.
-bool server_peer_is_trusted(int fd);
-
 // ---- server_children.c
-// fd is taken over. A refuser tells the other side why.
-void server_spawn(struct server *s, enum server_child_kind kind, const uint8_t token[WIRE_TOKEN_LEN], int fd, const char *peer,
-		  const char *why);
+// For the connection that c has; its descriptor is taken over. A refuser tells the other side why.
+void server_spawn(struct server *s, enum server_child_kind kind, const struct wire_preamble *p, struct server_conn *c, const char *why);
 // The receiver that has this token, or its tidier, or NULL.
 struct server_child *server_receiver_of(struct server *s, const uint8_t token[WIRE_TOKEN_LEN]);
 unsigned server_nr_arriving(const struct server *s); // receivers and tidiers
@@ -107,6 +118,8 @@ void server_pass(struct server_child *c, unsigned channel, int fd);
 // It wants something, or has closed its line.
 void server_line_ready(struct server *s, struct server_child *c);
 void server_reap(struct server *s);
+// Once: is anything missing yet?
+void server_look_at_pages(struct server *s, uint64_t now);
 void server_signal_receivers(struct server *s, int sig);
 void server_children_free(struct server *s); // of ours, not the processes
 
@@ -122,7 +135,8 @@ void server_say(const struct server *s, const char *event, const char *name, con
 struct server_request {
 	uint64_t bytes;
 	char name[RUN_DIR_NAME_MAX + 1];
-	bool undecided; // and nothing else: there is no answer
+	bool undecided;  // and nothing else: there is no answer
+	bool introduced; // the same; of a reader or describer
 };
 
 enum server_message_kind { SERVER_PROMISE, SERVER_CHANNEL };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The receiver's end of its line to the server.
+// A child's end of its line to the server.
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -88,6 +88,13 @@ int server_line_reserve(int line, const char *name, uint64_t bytes, char reason[
 int server_line_undecided(int line)
 {
 	struct server_request q = { .undecided = true };
+
+	return send(line, &q, sizeof q, MSG_NOSIGNAL) == sizeof q ? 0 : -EPIPE;
+}
+
+int server_line_introduced(int line)
+{
+	struct server_request q = { .introduced = true };
 
 	return send(line, &q, sizeof q, MSG_NOSIGNAL) == sizeof q ? 0 : -EPIPE;
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <errno.h>
 #include <limits.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "criu-vm/peer_vm.h"
 #include "criu-vm/server.h"
 #include "util/size.h"
 
@@ -62,27 +62,13 @@ static int set_vm_ram(struct server_opts *o, const char *value, char what[WHAT])
 	return 0;
 }
 
-int server_user(const char *value, uid_t *uid, gid_t *gid)
-{
-	const struct passwd *pw = getpwnam(value);
-	unsigned long n;
-
-	if (!pw && parse_number(value, UINT32_MAX - 1, &n))
-		pw = getpwuid((uid_t)n);
-	if (!pw)
-		return -ENOENT;
-	*uid = pw->pw_uid;
-	*gid = pw->pw_gid;
-	return 0;
-}
-
 static int set_user(struct server_opts *o, const char *value, char what[WHAT])
 {
 	uid_t uid;
 	gid_t gid;
 
 	o->user = value;
-	if (!server_user(value, &uid, &gid))
+	if (!peer_vm_user(value, &uid, &gid))
 		return 0;
 	snprintf(what, WHAT, "--user %.100s: this host has no such user", value);
 	return -EINVAL;
@@ -119,6 +105,8 @@ int server_option(struct server_opts *o, const char *name, const char *value, ch
 		o->address = value;
 	else if (!strcmp(name, "map"))
 		o->map = value;
+	else if (!strcmp(name, "images"))
+		o->images = value;
 	else if (!strcmp(name, "tls-creds"))
 		o->tls_creds = value;
 	else if (!strcmp(name, "swap-sparse"))

@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "criu-vm/server_int.h"
+#include "criu-vm/server.h"
 #include "util/cleanup.h"
 
 #define ESTABLISHED 1
@@ -58,7 +58,7 @@ static bool find_owner(const char *file, const char *local, const char *remote, 
 	return false;
 }
 
-bool server_peer_is_trusted(int fd)
+static bool is_trusted(int fd, bool from_elsewhere)
 {
 	struct sockaddr_storage ours, theirs;
 	socklen_t len = sizeof ours, their_len = sizeof theirs;
@@ -68,9 +68,19 @@ bool server_peer_is_trusted(int fd)
 	if (getsockname(fd, (struct sockaddr *)&ours, &len) < 0 || getpeername(fd, (struct sockaddr *)&theirs, &their_len) < 0)
 		return false;
 	if (!is_loopback(&theirs))
-		return true;
+		return from_elsewhere;
 	format(&theirs, local);
 	format(&ours, remote);
 	return find_owner(theirs.ss_family == AF_INET ? "/proc/self/net/tcp" : "/proc/self/net/tcp6", local, remote, &uid) &&
 	       (!uid || uid == geteuid());
+}
+
+bool server_peer_is_trusted(int fd)
+{
+	return is_trusted(fd, true);
+}
+
+bool server_peer_is_ours(int fd)
+{
+	return is_trusted(fd, false);
 }

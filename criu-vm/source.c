@@ -2,9 +2,12 @@
 #include "criu-vm/source.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "criu-vm/migration_source.h"
+#include "criu-vm/process.h"
 #include "qemu/cmdline.h"
 #include "qemu/disks.h"
 #include "qemu/now.h"
@@ -14,7 +17,7 @@
 
 static int open_ram(struct source *s)
 {
-	struct ram_opts o = { .vm = s->vm, .blocks = s->blocks, .nr_blocks = s->nr_guest, .run_root = s->run_root,
+	struct ram_opts o = { .pid = s->vm->pid, .blocks = s->blocks, .nr_blocks = s->nr_guest, .run_root = s->run_root,
 			      .name = s->is_ours ? s->name : NULL };
 
 	return ram_open(&o, &s->ram);
@@ -33,10 +36,42 @@ static int look(struct source *s, const struct qemu_ours *ours)
 	return refused ? refused : r;
 }
 
+// Of a VM that has left, or may have, only its pages are here.
+static int check_is_here(const char *vm)
+{
+	struct migration_source s;
+	int r = migration_source_find(vm, NULL, &s);
+	bool is_here;
+
+	if (r)
+		return r == -ENOENT ? 0 : r;
+	is_here = !s.committed && !process_is_stopped(s.pid);
+	if (s.committed)
+		log_err("VM %s runs at %s by now, which needs pages from here yet (criu-vm stat)", vm, s.host);
+	else if (!is_here)
+		log_err("nobody knows yet whether VM %s was taken over by %s, where it was going: criu-vm migrate --resume %s", vm, s.host, vm);
+	migration_source_fini(&s);
+	return is_here ? 0 : -EBUSY;
+}
+
+// Before it is asked anything, since it may be stopped; and then whatever it was called.
+static int open_vm(struct source *s)
+{
+	char pid[12];
+	int r = check_is_here(s->spec);
+
+	if (!r)
+		r = qemu_vm_open(s->spec, &s->vm);
+	if (r)
+		return r;
+	snprintf(pid, sizeof pid, "%d", s->vm->pid);
+	return check_is_here(pid);
+}
+
 int source_attach(struct source *s)
 {
 	struct qemu_ours ours;
-	int r = qemu_vm_open(s->spec, &s->vm);
+	int r = open_vm(s);
 
 	if (r)
 		return r;

@@ -38,6 +38,11 @@ static int ask_state(struct source *s, struct qemu_ours *ours)
 		return r;
 	}
 	r = vm_state_load(&rd, &state);
+	if (!r && state.remote) {
+		log_err("the pages of VM '%s' have not all come from %s yet (criu-vm stat %s); it can be %s when they have", s->name, state.remote, s->name,
+			s->taken);
+		r = -EBUSY;
+	}
 	if (!r && state.paging)
 		*ours = (struct qemu_ours){ .uffd = state.target_uffd, .paged = true };
 	vm_state_fini(&state);

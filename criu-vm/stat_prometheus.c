@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "criu-vm/stat_remote.h"
 #include "criu-vm/stat_vm.h"
 #include "util/clock.h"
 #include "util/size.h"
@@ -13,6 +14,8 @@
 #define C(key) "counts", key
 #define M(key) "memory", key
 #define TOP(key) NULL, key
+#define REMOTE(key) "remote", key
+#define LEAVING(key) "leaving", key
 #define PLACE(where) "place=\"" where "\""
 #define STAGE(stage) "stage=\"" stage "\""
 #define KIND(kind) "kind=\"" kind "\""
@@ -39,6 +42,11 @@ static const struct series {
 	{ "guest_pages_bytes", PLACE("images"), GAUGE, NULL, M("remote"), 1 },
 	{ "guest_pages_bytes", PLACE("nowhere"), GAUGE, NULL, M("empty"), 1 },
 	{ "images_needed_bytes", NULL, GAUGE, "Pages of which only the images have a copy, or only they beside memory.", M("source"), 1 },
+	{ "remote_left_bytes", NULL, GAUGE, "Pages that another host has yet.", REMOTE("pages_left"), PAGE_SIZE },
+	{ "remote_lines", NULL, GAUGE, "Lines to that host.", REMOTE("lines"), 1 },
+	{ "remote_alone_seconds", NULL, GAUGE, "For how long there has been no line; 0: there is one.", REMOTE("alone_s"), 1 },
+	{ "departed_left_bytes", NULL, GAUGE, "Pages here of a VM that runs elsewhere, and needs them yet.", LEAVING("pages_left"), PAGE_SIZE },
+	{ "departed_lines", NULL, GAUGE, "Lines to the host where it runs.", LEAVING("lines"), 1 },
 	{ "faults_total", PLACE("memory"), COUNTER, "Page faults of QEMU on guest RAM, by where the page was.", C("faults_memory"), 1 },
 	{ "faults_total", PLACE("swap"), COUNTER, NULL, C("faults_swap"), 1 },
 	{ "faults_total", PLACE("images"), COUNTER, NULL, C("faults_source"), 1 },
@@ -124,26 +132,37 @@ static const struct series *print_metric(FILE *f, const json_t *vms, const struc
 	return s;
 }
 
-static void print_info(FILE *f, const json_t *vms)
+static void print_info_of(FILE *f, const json_t *vm)
 {
 	static const char *const label[] = { "state", "guest", "images", "swap" };
-	const json_t *vm;
-	size_t i;
 
-	if (json_array_size(vms))
-		print_head(f, "info", "gauge", "What is known of the VM; always 1.");
-	json_array_foreach(vms, i, vm) {
-		print_name(f, "info", vm);
-		for (size_t l = 0; l < ARRAY_SIZE(label); l++) {
-			fprintf(f, ",%s=\"", label[l]);
-			print_value(f, stat_string(vm, label[l]));
-			fputc('"', f);
-		}
-		fputs("} 1\n", f);
+	print_name(f, "info", vm);
+	for (size_t l = 0; l < ARRAY_SIZE(label); l++) {
+		fprintf(f, ",%s=\"", label[l]);
+		print_value(f, stat_string(vm, label[l]));
+		fputc('"', f);
 	}
-	if (json_array_size(vms))
+	fputs("} 1\n", f);
+}
+
+// Of those that are here.
+static void print_info(FILE *f, const json_t *vms)
+{
+	size_t i, nr = 0;
+	const json_t *vm;
+
+	json_array_foreach(vms, i, vm) {
+		if (stat_is_leaving(vm))
+			continue;
+		if (!nr++)
+			print_head(f, "info", "gauge", "What is known of the VM; always 1.");
+		print_info_of(f, vm);
+	}
+	if (nr)
 		print_head(f, "up", "gauge", "Whether the VM has a pager that answers.");
 	json_array_foreach(vms, i, vm) {
+		if (stat_is_leaving(vm))
+			continue;
 		print_name(f, "up", vm);
 		fprintf(f, "} %d\n", stat_is_served(vm));
 	}

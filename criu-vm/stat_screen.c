@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "criu-vm/stat_remote.h"
 #include "criu-vm/stat_vm.h"
 #include "util/size.h"
 
@@ -114,7 +115,7 @@ static void print_faults(const struct stat_pen *pen, const json_t *vm, const jso
 	snprintf(rate, sizeof rate, "%.0f/s", stat_real(vm, "interval", "faults_per_s"));
 	fprintf(pen->f, LABEL "%-14s", "faults", rate);
 	print_history(pen, history, "faults_per_s");
-	fprintf(pen->f, LABEL "%lu: %lu in memory, %lu in swap, %lu in images, %lu empty\n", "", all, stat_number(vm, "counts", "faults_memory"),
+	fprintf(pen->f, LABEL "%lu: %lu in memory, %lu in swap, %lu at a source, %lu empty\n", "", all, stat_number(vm, "counts", "faults_memory"),
 		stat_number(vm, "counts", "faults_swap"), stat_number(vm, "counts", "faults_source"), stat_number(vm, "counts", "faults_zero"));
 	fprintf(pen->f, LABEL "%lu of vCPUs, %lu of QEMU; %lu had to wait for memory\n", "", vcpu, all > vcpu ? all - vcpu : 0,
 		stat_number(vm, "counts", "faults_delayed"));
@@ -134,7 +135,7 @@ static void print_traffic(const struct stat_pen *pen, const json_t *vm, const js
 	char a[16], b[16], c[16];
 
 	print_flow(pen, "in", vm, history, "bytes_in_per_s");
-	fprintf(pen->f, LABEL "%s from swap, %s from images, %s of zeros\n", "", format_pages(vm, "pages_in_swap", a),
+	fprintf(pen->f, LABEL "%s from swap, %s from a source, %s of zeros\n", "", format_pages(vm, "pages_in_swap", a),
 		format_pages(vm, "pages_in_source", b), format_pages(vm, "pages_in_zero", c));
 	if (stat_number(vm, "counts", "pages_filled_memory") || stat_number(vm, "counts", "pages_filled_swap")) {
 		print_flow(pen, "fill", vm, history, "bytes_filled_per_s");
@@ -205,8 +206,10 @@ static void print_waiting(const struct stat_pen *pen, const json_t *vm)
 	uint64_t failing = stat_number(vm, NULL, "reads_waiting"), reads = stat_number(vm, NULL, "reads");
 	uint64_t faults = stat_number(vm, NULL, "faults_waiting"), errors = stat_number(vm, "counts", "write_errors");
 	unsigned nr = 0;
-	char t[32];
+	char t[32], remote[400];
 
+	if (stat_format_remote_trouble(vm, remote, sizeof remote))
+		print_wait(pen, &nr, "%s", remote);
 	if (trouble)
 		print_wait(pen, &nr, "%s, for %s", trouble, stat_format_duration(stat_real(vm, NULL, "trouble_s"), t));
 	if (failing)
@@ -244,6 +247,14 @@ static void print_line(const struct stat_pen *pen, const char *label, const char
 	print_label(pen, label);
 	stat_draw_text(pen, STAT_PLAIN, text);
 	fputc('\n', pen->f);
+}
+
+static void print_remote(const struct stat_pen *pen, const json_t *vm)
+{
+	char text[400];
+
+	if (stat_format_remote(vm, text, sizeof text))
+		print_line(pen, "remote", text);
 }
 
 static void print_images(const struct stat_pen *pen, const json_t *vm)
@@ -286,6 +297,10 @@ void stat_print_vm(const struct stat_pen *pen, const json_t *vm, const json_t *h
 	const char *name = stat_string(vm, "name");
 	char buf[32];
 
+	if (stat_is_leaving(vm)) {
+		stat_print_leaving(pen, vm);
+		return;
+	}
 	fprintf(pen->f, "%s: ", name ? name : "?");
 	print_state(pen, vm, 0);
 	if (stat_is_served(vm))
@@ -302,6 +317,7 @@ void stat_print_vm(const struct stat_pen *pen, const json_t *vm, const json_t *h
 	else if (stat_number(vm, NULL, "ram"))
 		fprintf(pen->f, LABEL "%s%s\n", "ram", size_format(stat_number(vm, NULL, "ram"), buf),
 			stat_is_served(vm) && !stat_string(vm, "trouble") ? ", all in physical memory" : "");
+	print_remote(pen, vm);
 	print_images(pen, vm);
 	if (stat_is_paged(vm)) {
 		print_faults(pen, vm, history);
@@ -333,23 +349,36 @@ static void print_paged(const struct stat_pen *pen, const json_t *vm)
 	stat_draw_bar(pen, part, TABLE_BAR_COLUMNS);
 }
 
+// What there is to say of a row, below it.
+static void print_note(const struct stat_pen *pen, int width, enum stat_color color, const char *text)
+{
+	if (!text)
+		return;
+	fprintf(pen->f, "%*s  ^ ", width, "");
+	stat_draw_text(pen, color, text);
+	fputc('\n', pen->f);
+}
+
 static void print_row(const struct stat_pen *pen, const json_t *vm, int width)
 {
-	char ram[16];
+	char ram[16], remote[400];
 
+	if (stat_is_leaving(vm)) {
+		stat_print_leaving_row(pen, vm, width);
+		return;
+	}
 	fprintf(pen->f, "%-*s  ", width, stat_string(vm, "name"));
 	print_state(pen, vm, 8);
 	fprintf(pen->f, "%8lu %7s ", stat_number(vm, NULL, "qemu_pid"), stat_format_short((double)stat_number(vm, NULL, "ram"), ram));
 	if (stat_is_paged(vm))
 		print_paged(pen, vm);
 	fputc('\n', pen->f);
-	for (const char *key = "message"; key; key = strcmp(key, "trouble") ? "trouble" : NULL) {
-		if (!stat_string(vm, key))
-			continue;
-		fprintf(pen->f, "%*s  ^ ", width, "");
-		stat_draw_text(pen, STAT_RED, stat_string(vm, key));
-		fputc('\n', pen->f);
-	}
+	print_note(pen, width, STAT_RED, stat_string(vm, "message"));
+	print_note(pen, width, STAT_RED, stat_string(vm, "trouble"));
+	if (stat_format_remote_trouble(vm, remote, sizeof remote))
+		print_note(pen, width, STAT_RED, remote);
+	else if (stat_format_remote(vm, remote, sizeof remote))
+		print_note(pen, width, STAT_DIM, remote);
 }
 
 void stat_print_table(const struct stat_pen *pen, const json_t *vms, const char *run_dir)

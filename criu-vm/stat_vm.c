@@ -77,6 +77,7 @@ static void describe_recorded(const struct vm_state *s, json_t *vm)
 	json_object_set_new(vm, "paging", json_boolean(s->paging));
 	add_string(vm, "swap", s->swap_path);
 	add_string(vm, "images", s->images);
+	json_object_set_new(vm, "remote", s->remote ? json_pack("{s:s}", "from", s->remote) : json_null());
 	add_string(vm, "log", s->log);
 }
 

@@ -56,7 +56,7 @@ void vm_arrival_serve(struct vm_pager *v)
 {
 	if (!vm_arrival_is_pending(v) || lp_pager_serves(v->lp))
 		return;
-	if (v->state.paging && vm_pager_start_paging(v))
+	if (v->state.paging && (vm_remote_arrived(v) || vm_pager_start_paging(v)))
 		give_up(v, log_last_error());
 	else
 		launch_send(v->launch_fd, "serving");

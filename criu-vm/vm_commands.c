@@ -41,6 +41,7 @@ void vm_commands_describe(void *ctx, json_t *answer)
 	json_object_set_new(answer, "ram", json_integer((json_int_t)v->state.ram));
 	json_object_set_new(answer, "swap", v->state.swap_path ? json_string(v->state.swap_path) : json_null());
 	json_object_set_new(answer, "images", v->state.images ? json_string(v->state.images) : json_null());
+	json_object_set_new(answer, "remote", vm_remote_describe(v));
 	json_object_set_new(answer, "log", v->state.log ? json_string(v->state.log) : json_null());
 	json_object_set_new(answer, "qemu_host_swap", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmSwap:") * KiB)));
 	json_object_set_new(answer, "qemu_page_tables", json_integer((json_int_t)(proc_status_kib(v->state.qemu, "VmPTE:") * KiB)));
@@ -83,6 +84,12 @@ static json_t *replace(struct vm_pager *v, const json_t *request)
 		return answer_error("no supervisor is there to start another pager");
 	take_string(request, "swap", &v->state.swap_path);
 	take_string(request, "images", &v->state.images);
+	take_string(request, "remote", &v->state.remote);
+	take_string(request, "remote_tls", &v->state.remote_tls);
+	if (json_is_null(json_object_get(request, "remote_tls")))
+		free(steal_ptr(&v->state.remote_tls));
+	if (json_object_get(request, "remote_insecure"))
+		v->state.remote_insecure = json_is_true(json_object_get(request, "remote_insecure"));
 	r = vm_state_save(v->rd, &v->state);
 	if (!r && exe)
 		r = run_dir_mark(v->rd, "exe", exe);
@@ -193,6 +200,8 @@ json_t *vm_commands_do(void *ctx, const char *name, const json_t *request)
 		return replace(v, request);
 	if (!strcmp(name, "set"))
 		return set(v, request);
+	if (!strcmp(name, "line"))
+		return vm_remote_take_line(v, request);
 	if (strcmp(name, "harvest") && strcmp(name, "ages") && strncmp(name, "snapshot-", 9))
 		return answer_error("unknown command");
 	if ((refusal = not_paged(v)))

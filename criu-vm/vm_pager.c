@@ -25,25 +25,37 @@
 
 void vm_pager_fill(struct vm_pager *v)
 {
-	if (!v->state.fill || !v->state.images)
+	vm_remote_begun(v);
+	if (!v->state.fill || !(v->state.images || v->state.remote))
 		return;
-	log_info("what is left in %s comes in the background", v->state.images);
+	log_info("what is left in %s comes in the background", v->state.images ? v->state.images : v->state.remote);
 	lp_pager_fill(v->lp);
 }
 
-static void images_done(void *ctx)
+void vm_pager_source_done(struct vm_pager *v)
+{
+	char *dir = steal_ptr(&v->state.images), *remote = steal_ptr(&v->state.remote);
+
+	if (vm_state_save(v->rd, &v->state)) { // the next pager looks for them, finds that it needs nothing, and is here again
+		v->state.images = dir;
+		v->state.remote = remote;
+	} else {
+		log_info("%s%s%s: no longer needed", dir ? dir : "", dir && remote ? ", " : "", remote ? remote : "");
+		free(dir);
+		free(remote);
+	}
+	img_dir_close(steal_ptr(&v->images));
+	vm_remote_complete(v);
+}
+
+static void source_done(void *ctx)
 {
 	struct vm_pager *v = ctx;
-	char *dir = steal_ptr(&v->state.images);
 
-	if (vm_state_save(v->rd, &v->state)) { // the next pager would look for them
-		v->state.images = dir;
-		return;
-	}
-	log_info("%s is no longer needed", dir);
-	free(dir);
-	img_dir_close(v->images);
-	v->images = NULL;
+	if (vm_arrival_is_pending(v))
+		v->remote.is_done = true; // it has its source, should it not become this host's
+	else
+		vm_pager_source_done(v);
 }
 
 static void launch_readable(struct loop_op *op, int res)
@@ -131,11 +143,14 @@ int vm_pager_start_paging(struct vm_pager *v)
 
 	if (!r)
 		r = open_images(v);
+	if (!r)
+		r = vm_remote_start(v);
 	if (r)
 		return r;
 	paging = (struct lp_paging){ .plant = &v->plant, .blocks = v->blocks, .nr_blocks = v->state.nr_blocks, .pages = v->pages,
 				     .swap = &v->swap, .images = v->images, .budget = v->state.budget, .exact = vm_arrival_is_pending(v) };
-	return lp_pager_start(v->lp, &paging);
+	r = vm_remote_describe_paging(v, &paging);
+	return r ? r : lp_pager_start(v->lp, &paging);
 }
 
 static int attach_paging(struct vm_pager *v)
@@ -150,7 +165,9 @@ static int attach_paging(struct vm_pager *v)
 		return r;
 	vm_snapshot_of_the_dead(v);
 	r = lp_pager_fence(v->lp, v->io_fd, s->io_entries);
-	if (r || vm_arrival_is_pending(v))
+	if (!r && vm_arrival_is_pending(v))
+		return vm_remote_start(v);
+	if (r)
 		return r;
 	r = vm_pager_start_paging(v);
 	// A VM that runs is not given up because a disk is away.
@@ -185,14 +202,16 @@ static int attach(struct vm_pager *v)
 	if (r < 0)
 		return r;
 	o = (struct lp_opts){ .qemu = v->state.qemu, .qemu_pidfd = v->qemu_pidfd, .control_fd = v->control_fd, .ctx = v, .drain = vm_monitor_drain,
-			      .describe = vm_commands_describe, .images_done = images_done, .command = vm_commands_do };
+			      .describe = vm_commands_describe, .source_done = source_done, .command = vm_commands_do };
 	r = lp_pager_new(&o, &v->lp);
 	return r || !v->state.paging ? r : attach_paging(v);
 }
 
 static void detach(struct vm_pager *v)
 {
+	vm_remote_stop(v);
 	lp_pager_free(v->lp);
+	vm_remote_fini(v);
 	vm_snapshot_fini(v);
 	qmp_close(v->qmp);
 	mm_plant_fini(&v->plant);

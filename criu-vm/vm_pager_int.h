@@ -6,10 +6,12 @@
 //   vm_commands.c  what clients ask for: stat, set, replace, harvest
 //   vm_snapshot.c  a snapshot that a client asked for
 //   vm_arrival.c   a VM that comes from another host: when pages are looked at, when it is this host's
+//   vm_remote.c    pages that another host has
 #pragma once
 #include <stdbool.h>
 
 #include "criu-vm/vm_pager.h"
+#include "criu-vm/vm_remote.h"
 #include "images/reader.h"
 #include "lazy-pages/pager.h"
 #include "mm/plant.h"
@@ -27,6 +29,7 @@ struct vm_pager {
 	struct pv_pages *pages;
 	struct pv_swap swap;
 	struct img_dir *images;
+	struct vm_remote remote;
 	struct lp_pager *lp;
 	struct qmp *qmp; // NULL until it is open, and after QEMU closed it
 	struct loop_op launch_op, qmp_op, opened_op;
@@ -49,8 +52,10 @@ struct vm_pager {
 int vm_pager_open_swap(struct vm_pager *v);
 // Looks at the page table, and serves. May be tried again after an error.
 int vm_pager_start_paging(struct vm_pager *v);
-// What is left in the images comes in the background, if that was asked for.
+// The VM runs: what its page source has yet comes in the background, if that was asked for.
 void vm_pager_fill(struct vm_pager *v);
+// Nothing is left there. Not before the VM is this host's.
+void vm_pager_source_done(struct vm_pager *v);
 
 // vm_monitor.c
 // Opens QEMU's monitor, without blocking; then page-out begins, and the VM, if it is not its own yet. again: it was open before.

@@ -40,7 +40,9 @@ static const struct field {
 	FIELD(target_ring, INT),  FIELD(ring_entries, UNSIGNED), FIELD(target_io, INT), FIELD(io_entries, UNSIGNED), FIELD(budget, U64),
 	FIELD(ram, U64),	  FIELD(nr_chunks, U64),    FIELD(swap_path, STRING),  FIELD(swap_sparse, BOOL), FIELD(swap_token, STRING),
 	FIELD(images, STRING),    FIELD(images_id, U64),     FIELD(fill, BOOL),	 FIELD(log, STRING),
-	ADDED(arriving, BOOL),	  ADDED(taps, STRING),
+	ADDED(arriving, BOOL),	  ADDED(taps, STRING),	    ADDED(remote, STRING),     ADDED(remote_connects, BOOL), ADDED(remote_id, STRING),
+	ADDED(remote_key, STRING), ADDED(remote_tls, STRING), ADDED(remote_lines, UNSIGNED),
+	ADDED(remote_insecure, BOOL),
 #undef FIELD
 #undef ADDED
 };
@@ -98,8 +100,9 @@ static json_t *to_json(const struct vm_state *s)
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
 		json_object_set_new(j, fields[i].name, field_to_json(s, &fields[i]));
 	for (size_t i = 0; i < s->nr_blocks; i++)
-		json_array_append_new(blocks, json_pack("{s:I s:I s:I s:i}", "off", (json_int_t)s->blocks[i].off, "len", (json_int_t)s->blocks[i].len,
-							"hva", (json_int_t)s->blocks[i].hva, "memfd", s->blocks[i].memfd));
+		json_array_append_new(blocks, json_pack("{s:I s:I s:I s:i s:s*}", "off", (json_int_t)s->blocks[i].off, "len",
+							(json_int_t)s->blocks[i].len, "hva", (json_int_t)s->blocks[i].hva, "memfd",
+							s->blocks[i].memfd, "name", s->blocks[i].name));
 	json_object_set_new(j, "blocks", blocks);
 	return j;
 }
@@ -135,10 +138,12 @@ static int blocks_from_json(const json_t *blocks, struct vm_state *s)
 		return -ENOMEM;
 	for (size_t i = 0; i < s->nr_blocks; i++) {
 		json_int_t off, len, hva;
+		const char *name = NULL;
 
-		if (json_unpack(json_array_get(blocks, i), "{s:I s:I s:I s:i}", "off", &off, "len", &len, "hva", &hva, "memfd",
-				&s->blocks[i].memfd))
+		if (json_unpack(json_array_get(blocks, i), "{s:I s:I s:I s:i s?s}", "off", &off, "len", &len, "hva", &hva, "memfd",
+				&s->blocks[i].memfd, "name", &name))
 			return -EPROTO;
+		s->blocks[i].name = name ? strdup(name) : NULL;
 		s->blocks[i].off = (uint64_t)off;
 		s->blocks[i].len = (uint64_t)len;
 		s->blocks[i].hva = (uint64_t)hva;
@@ -158,6 +163,8 @@ static int from_json(const json_t *j, struct vm_state *s)
 		return r;
 	// Before there is a QEMU, not all is known.
 	if (s->qemu && s->paging && (s->budget > s->ram || !s->nr_chunks || !s->nr_blocks))
+		return -EPROTO;
+	if (s->remote && (!s->remote_id || !s->remote_lines || (!s->remote_connects && !s->remote_key)))
 		return -EPROTO;
 	return s->swap_path && !s->swap_token ? -EPROTO : 0;
 }
@@ -195,6 +202,12 @@ void vm_state_fini(struct vm_state *s)
 	free(s->images);
 	free(s->log);
 	free(s->taps);
+	free(s->remote);
+	free(s->remote_id);
+	free(s->remote_key);
+	free(s->remote_tls);
+	for (size_t i = 0; s->blocks && i < s->nr_blocks; i++)
+		free(s->blocks[i].name);
 	free(s->blocks);
 	cgroup_fini(&s->cgroup);
 	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };

@@ -11,7 +11,7 @@
 
 #include "lazy-pages/control.h"
 #include "lazy-pages/describe.h"
-#include "lazy-pages/image_source.h"
+#include "lazy-pages/source.h"
 #include "lazy-pages/take_over.h"
 #include "mm/pagemap.h"
 #include "mm/uapi.h"
@@ -35,7 +35,7 @@ struct lp_pager {
 	struct pv_ops ops;
 	struct mm_zapper *zapper;
 	struct mm_pagemap *pagemap;
-	struct lp_image_source *source;
+	struct lp_source *source;
 	struct lp_control *control;
 	struct loop_op uffd_op, pidfd_op;
 	struct loop_timer tick, pause;
@@ -169,7 +169,7 @@ static void source_read(void *ctx, struct pv_source_read *rd)
 {
 	struct lp_pager *p = ctx;
 
-	lp_image_source_read(p->source, rd);
+	lp_source_read(p->source, rd);
 }
 
 static void source_done(void *ctx)
@@ -178,10 +178,10 @@ static void source_done(void *ctx)
 
 	if (!p->source)
 		return;
-	lp_image_source_free(p->source);
+	lp_source_free(p->source);
 	p->source = NULL;
 	p->paging.images = NULL;
-	p->o.images_done(p->o.ctx);
+	p->o.source_done(p->o.ctx);
 }
 
 // The mappings of guest RAM in QEMU, one for each block.
@@ -208,13 +208,15 @@ static int new_engine(struct lp_pager *p)
 {
 	struct pv_opts eo = { .loop = &p->loop, .uffd = p->paging.plant->uffd, .zap_own = p->paging.plant->ring_fd < 0, .swap = p->paging.swap,
 			      .blocks = p->paging.blocks, .nr_blocks = p->paging.nr_blocks, .pages = p->paging.pages,
-			      .budget = p->paging.budget, .ops = &p->ops };
+			      .budget = p->paging.budget, .ops = &p->ops, .source_once = p->paging.source_once, .hotness = p->paging.hotness,
+			      .in_images = p->paging.images && p->paging.remote ? p->paging.in_images : NULL };
+	struct lp_source_opts so = { .loop = &p->loop, .images = p->paging.images, .remote = p->paging.remote, .in_images = p->paging.in_images };
 	int r = new_zapper(p);
 
 	if (!r)
 		r = mm_pagemap_open(p->o.qemu, &p->pagemap);
-	if (!r && p->paging.images)
-		r = lp_image_source_new(&p->loop, p->paging.images, &p->source);
+	if (!r && (p->paging.images || p->paging.remote))
+		r = lp_source_new(&so, &p->source);
 	if (!r && !p->paging.exact)
 		r = lp_settle(p->paging.plant, p->zapper, p->pagemap, p->paging.blocks, p->paging.nr_blocks, p->paging.pages, p->o.qemu_pidfd);
 	if (r)
@@ -226,7 +228,7 @@ static int new_engine(struct lp_pager *p)
 	if (r)
 		log_err("cannot start the paging engine: %s", strerror(-r));
 	else if (p->source)
-		lp_image_source_set_engine(p->source, p->engine);
+		lp_source_set_engine(p->source, p->engine);
 	return r;
 }
 
@@ -234,7 +236,7 @@ static void free_engine(struct lp_pager *p)
 {
 	mm_zapper_free(p->zapper);
 	pv_engine_free(p->engine);
-	lp_image_source_free(p->source);
+	lp_source_free(p->source);
 	mm_pagemap_close(p->pagemap);
 	p->zapper = NULL;
 	p->engine = NULL;
@@ -340,6 +342,7 @@ void lp_pager_free(struct lp_pager *p)
 {
 	if (!p)
 		return;
+	lp_remote_stop(p->paging.remote); // its threads write where the engine says
 	loop_fini(&p->loop); // cancels what is in flight and waits for it
 	free_engine(p);
 	lp_control_free(p->control);

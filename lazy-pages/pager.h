@@ -7,6 +7,7 @@
 //      userfaultfd    faults, REMOVE events       -> paging engine
 //      zapper         zaps that are done          -> paging engine
 //      io_uring       swap and image I/O          -> paging engine
+//      eventfd        pages from another host     -> paging engine
 //      control.sock   stat, set, replace          -> an answer
 //      pidfd          QEMU has ended              -> the loop ends
 //      tick           a period of the queues
@@ -17,6 +18,7 @@
 #include <sys/types.h>
 
 #include "images/reader.h"
+#include "lazy-pages/remote.h"
 #include "mm/plant.h"
 #include "pvmem/engine.h"
 
@@ -31,8 +33,8 @@ struct lp_opts {
 	void (*drain)(void *ctx);
 	// Adds what the floor above knows to an answer of stat.
 	void (*describe)(void *ctx, json_t *answer);
-	// The page source is no longer needed: lp_paging.images may be closed.
-	void (*images_done)(void *ctx);
+	// The page source is no longer needed: lp_paging.images may be closed, and the remote be told so. Not called if there was none.
+	void (*source_done)(void *ctx);
 	// Does what a client asks for but stat: an object with "error", or without one when it is done. Never NULL.
 	json_t *(*command)(void *ctx, const char *name, const json_t *request);
 };
@@ -43,7 +45,12 @@ struct lp_paging {
 	size_t nr_blocks;
 	struct pv_pages *pages;
 	const struct pv_swap *swap;
-	const struct img_dir *images; // page source, NULL if no page has the home SOURCE
+	// The page source; both NULL if no page has the home SOURCE. Of one with both, in_images says of each chunk which pages are there.
+	const struct img_dir *images;
+	struct lp_remote *remote;
+	const uint64_t (*in_images)[PV_WORDS];
+	bool source_once;       // as in pv_opts
+	const uint8_t *hotness; // the same
 	uint64_t budget;              // bytes
 	bool exact;                   // the page table is right, by who made it and has ended properly; nothing of guest RAM was ever mapped
 };
@@ -51,6 +58,7 @@ struct lp_paging {
 // A pager that answers on its control socket and sees QEMU end, and pages nothing yet. All that opts points to must outlive
 // it. Logs.
 int lp_pager_new(const struct lp_opts *o, struct lp_pager **p);
+// Stops lp_paging.remote, which is freed after it.
 void lp_pager_free(struct lp_pager *p);
 
 // Waits for reads and writes of a pager before this one; io_fd and entries: the ring that they go through, from now on ours
@@ -65,7 +73,7 @@ int lp_pager_wait(struct lp_pager *p, uint64_t ns, const char *why);
 struct loop *lp_pager_loop(struct lp_pager *p);
 void lp_pager_release(struct lp_pager *p);
 void lp_pager_drained(struct lp_pager *p, int err);
-// Begins to bring all that is left in the images, in the background. Harmless if it has begun, or there is nothing.
+// Begins to bring all that the page source has left, in the background. Harmless if it has begun, or there is nothing.
 void lp_pager_fill(struct lp_pager *p);
 // lp_pager_start() has been.
 bool lp_pager_serves(const struct lp_pager *p);

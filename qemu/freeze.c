@@ -74,6 +74,36 @@ static enum nature nature_of(pid_t pid, pid_t tid)
 	return flags & (PF_IO_WORKER | PF_USER_WORKER) ? KERNEL_WORKER : ORDINARY;
 }
 
+static uint64_t thread_ran_ns(pid_t pid, pid_t tid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64];
+	size_t len;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", pid, tid);
+	return io_read_file(path, 4 * KiB, &text, &len) ? 0 : strtoull(text, NULL, 10);
+}
+
+uint64_t qemu_ran_ns(pid_t pid)
+{
+	char path[64];
+	const struct dirent *e;
+	uint64_t ns = 0;
+	DIR *d;
+
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	d = opendir(path);
+	while (d && (e = readdir(d))) {
+		pid_t tid = atoi(e->d_name);
+
+		if (tid > 0 && tid != pid && nature_of(pid, tid) == ORDINARY)
+			ns += thread_ran_ns(pid, tid);
+	}
+	if (d)
+		closedir(d);
+	return ns;
+}
+
 static int seize(struct qemu_freezer *f, pid_t tid)
 {
 	struct frozen_thread *bigger = reallocarray(f->threads, f->nr + 1, sizeof *bigger), *t;

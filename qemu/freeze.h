@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Every thread of a process stopped, so that nothing in it writes memory.
 #pragma once
+#include <stdint.h>
 #include <sys/types.h>
 
 struct qemu_freezer;
@@ -14,3 +15,7 @@ int qemu_freeze(pid_t pid, int timeout_ms, struct qemu_freezer **f);
 
 // All threads run on. Accepts NULL.
 void qemu_thaw(struct qemu_freezer *f);
+
+// CPU time, in ns, that threads of pid have had which are not its first one, nor the kernel's own: vCPUs are among them. It stands still
+// while they are stopped, but for some microseconds each time that they are stopped or let go. 0: the kernel does not tell.
+uint64_t qemu_ran_ns(pid_t pid);

@@ -52,12 +52,14 @@ int qmp_wait(struct qmp *q, short events, uint64_t deadline)
 		uint64_t now = clock_now_ns(), ms;
 		int n;
 
-		if (q->interrupted && q->interrupted())
+		if ((q->interrupted && q->interrupted()) || (q->gives_up && q->gives_up(q->gives_up_ctx)))
 			return -EINTR;
 		if (now >= deadline)
 			return -ETIMEDOUT;
 		ms = DIV_ROUND_UP(deadline - now, NSEC_PER_MSEC);
-		n = poll(p, ARRAY_SIZE(p), q->interrupted && ms > INTERRUPTED_MS ? INTERRUPTED_MS : (int)ms);
+		if ((q->interrupted || q->gives_up) && ms > INTERRUPTED_MS)
+			ms = INTERRUPTED_MS;
+		n = poll(p, ARRAY_SIZE(p), (int)ms);
 		if (n > 0)
 			return p[0].revents ? 0 : -ESRCH;
 		if (n < 0 && errno != EINTR)
@@ -464,6 +466,12 @@ pid_t qmp_peer_pid(const struct qmp *q)
 void qmp_set_timeout(struct qmp *q, int timeout_ms)
 {
 	q->timeout_ms = timeout_ms;
+}
+
+void qmp_set_gives_up(struct qmp *q, bool (*gives_up)(void *ctx), void *ctx)
+{
+	q->gives_up = gives_up;
+	q->gives_up_ctx = ctx;
 }
 
 int qmp_fd(const struct qmp *q)

@@ -45,6 +45,8 @@ unsigned qmp_version_num(const struct qmp *q); // major * 10000 + minor * 100 + 
 pid_t qmp_peer_pid(const struct qmp *q);
 
 void qmp_set_timeout(struct qmp *q, int timeout_ms);
+// Asked some ten times a second while an answer is waited for, for as long as q is there: true ends that, with -EINTR, which is not logged.
+void qmp_set_gives_up(struct qmp *q, bool (*gives_up)(void *ctx), void *ctx);
 
 // One command; blocks until its answer. args (may be NULL) is stolen, *ret (ret may be NULL) is the caller's. Events that
 // come meanwhile are kept for qmp_receive(), the last 256 of them. Logs and returns -EREMOTEIO (QEMU answers with an error),

@@ -18,6 +18,8 @@ struct qmp {
 	char version[32];
 	unsigned version_num;
 	char *last_error;
+	bool (*gives_up)(void *ctx); // may be NULL
+	void *gives_up_ctx;
 	// While it is being opened:
 	bool quiet;
 	int watch_fd; // -1: none

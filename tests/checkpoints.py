@@ -16,6 +16,7 @@ import checkpoints_disks        # noqa: F401
 import checkpoints_merge        # noqa: F401
 import checkpoints_parents      # noqa: F401
 import checkpoints_running
+import checkpoints_served
 import checkpoints_stream       # noqa: F401
 from life_rig import LifeRig
 from misuse_rig import TESTS
@@ -26,4 +27,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="dumps of each kind that are cut off (2)")
     parser.add_argument("--long", action="store_true", help="also tests that take long")
     opts = parser.parse_args()
-    sys.exit(suite.run(opts, [t for t in TESTS if opts.long or t[0] not in checkpoints_running.LONG], LifeRig))
+    sys.exit(suite.run(opts, [t for t in TESTS if opts.long or t[0] not in checkpoints_running.LONG | checkpoints_served.LONG], LifeRig))

@@ -67,8 +67,8 @@ class Docs:
         return found[1]
 
     def spellings(self, options):
-        """Of options as they are written: '--ram', '-D', with whether a value follows."""
-        return {s: bool(o["arg"]) for o in options for s in ([f"--{o['name']}"] + ([f"-{o['letter']}"] if o["letter"] else []))}
+        """Of options as they are written: '--ram', '-D', with whether a value follows. It does not if it can be left out ("[=VALUE]")."""
+        return {s: bool(o["arg"]) and not o["arg"].startswith("[") for o in options for s in ([f"--{o['name']}"] + ([f"-{o['letter']}"] if o["letter"] else []))}
 
     def complete(self, *words, folder=ROOT):
         """What the completion offers at the end of a line; bash has taken the line apart."""
@@ -101,9 +101,9 @@ def page_knows_the_options(docs):
     for title, options in [*docs.commands.items(), ("Common options", docs.common)]:
         said = {}
         for item in re.findall(r"^\.It (Fl .*)$", docs.section(title, "Ss"), re.M):
-            option = re.fullmatch(r"(?:Fl (\w) , )?Fl -([\w-]+)(?: Ar (\S+))?", item)
+            option = re.fullmatch(r"(?:Fl (\w) , )?Fl -([\w-]+)(?: Ar (\S+)| Ns Op (=\S+))?", item)
             check(option, f"the page, {title}: what is '{item}'?")
-            said[option[2]] = option[1] or "", option[3]
+            said[option[2]] = option[1] or "", f"[{option[4]}]" if option[4] else option[3]
         same(f"the page, {title}", {o["name"]: (o["letter"], o["arg"]) for o in options}, said)
 
 
@@ -127,7 +127,7 @@ def examples_are_right(docs):
         known = docs.spellings(docs.commands.get(words[0], []) + docs.common)
         check(words[0] in docs.commands, f"there is no command {words[0]}: {line}")
         for word in words[1:]:
-            check(not word.startswith("-") or word in known, f"{words[0]} has no {word}: {line}")
+            check(not word.startswith("-") or word.split("=")[0] in known, f"{words[0]} has no {word}: {line}")
 
 
 @test

@@ -12,6 +12,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite                                            # noqa: E402
 import migration_faults                                 # noqa: E402; they register their tests
+import migration_lazy                                   # noqa: E402
+import migration_lazy_cuts                              # noqa: E402
 import migration_moves                                  # noqa: E402
 import migration_network                                # noqa: E402
 import migration_tls                                    # noqa: E402
@@ -19,7 +21,8 @@ import migration_trouble                                # noqa: E402
 from migration_rig import MigrationRig                  # noqa: E402
 from misuse_rig import TESTS                            # noqa: E402
 
-LONG = set().union(*(m.LONG for m in (migration_faults, migration_moves, migration_network, migration_tls, migration_trouble)))
+MODULES = (migration_faults, migration_lazy, migration_lazy_cuts, migration_moves, migration_network, migration_tls, migration_trouble)
+LONG = set().union(*(m.LONG for m in MODULES))
 
 if __name__ == "__main__":
     parser = suite.parser(__doc__)

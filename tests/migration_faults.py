@@ -12,8 +12,11 @@ from vm import PATIENCE
 
 LONG = {"walk-source-errno", "walk-source-delay", "walk-destination-errno", "walk-destination-delay",
         "killed-anywhere-server", "killed-anywhere-receiver", "killed-anywhere-command",
+        "walk-lazy-source-kill", "walk-lazy-source-errno", "walk-lazy-source-delay",
+        "walk-lazy-destination-kill", "walk-lazy-destination-errno", "walk-lazy-destination-delay",
         "cut-source", "cut-destination", "cut-source-shortly", "cut-destination-shortly"}
 SMALL = ["--ram", "16M"]
+LAZY = [*SMALL, "--lazy"]
 # What the pager does at a commit; no stages of a table.
 PAGER = ["pager-commit", "pager-committed", "pager-cont"]
 DECISION_SECONDS = 40                                   # a lost line, and the guardian's questions
@@ -23,11 +26,11 @@ def guest(rig):
     return rig.memory(32)
 
 
-def learn(rig):
+def learn(rig, options=SMALL):
     """Names of the stages of both sides, from a migration that goes well."""
     vm = guest(rig)
     rig.b.serve()
-    command = rig.start_migrate(vm, rig.b, *SMALL)
+    command = rig.start_migrate(vm, rig.b, *options)
     command.end().check(0)
     vm.at.wait_end()
     vm.arrived(rig.b)
@@ -122,12 +125,12 @@ def silent(result):
     return "" if result.status in (0, -signal.SIGKILL) or "error:" in result.err else " without a word"
 
 
-def at_stage(rig, vm, side, stage, kind):
+def at_stage(rig, vm, side, stage, kind, options):
     """One migration with that fault; where the VM runs afterwards."""
     env = {"CRIU_VM_FAULT": f"{stage}:{kind}"}
     rig.b.serve(env=env if side == "destination" else None)
     outcome = Outcome(rig, vm)
-    result = rig.start_migrate(vm, rig.b, *SMALL, env=env if side == "source" else None).end()
+    result = rig.start_migrate(vm, rig.b, *options, env=env if side == "source" else None).end()
     ran = outcome.wait()
     if side == "source":
         check(kind != "kill" or result.status == -signal.SIGKILL, f"it was not killed; {result}")
@@ -141,14 +144,17 @@ def at_stage(rig, vm, side, stage, kind):
 
 
 @cases(source_kill=("source", "kill"), source_errno=("source", "errno"), source_delay=("source", "delay"),
-       destination_kill=("destination", "kill"), destination_errno=("destination", "errno"), destination_delay=("destination", "delay"))
-def walk(rig, side, kind):
+       destination_kill=("destination", "kill"), destination_errno=("destination", "errno"), destination_delay=("destination", "delay"),
+       lazy_source_kill=("source", "kill", LAZY), lazy_source_errno=("source", "errno", LAZY),
+       lazy_source_delay=("source", "delay", LAZY), lazy_destination_kill=("destination", "kill", LAZY),
+       lazy_destination_errno=("destination", "errno", LAZY), lazy_destination_delay=("destination", "delay", LAZY))
+def walk(rig, side, kind, options=SMALL):
     """Every stage of one side, one after another."""
-    stages, vm, became = learn(rig)[side == "destination"], None, []
+    stages, vm, became = learn(rig, options)[side == "destination"], None, []
     for stage in stages:
         vm = vm or guest(rig)
         try:
-            became.append(f"{stage} {at_stage(rig, vm, side, stage, kind)}")
+            became.append(f"{stage} {at_stage(rig, vm, side, stage, kind, options)}")
         except TestFailed as e:
             raise TestFailed(f"{stage}:{kind} at the {side}: {e}; before that: {became}") from None
         vm = clear(rig, vm)

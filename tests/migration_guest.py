@@ -39,7 +39,7 @@ class Journey:
 
     def __init__(self):
         self.passes, self.readies, self.bad, self.last, self.ends = 0, 0, None, "", {}
-        self.said, self.lock = {}, threading.Lock()
+        self.said, self.lock, self.pulses = {}, threading.Lock(), 0     # pulses: of a processor that needs no page, with pulse=1
 
     def listen(self, host, folder):
         if host.letter not in self.ends:
@@ -57,6 +57,8 @@ class Journey:
                 self.bad = self.bad or f"{line} (host {where})"
             elif line.startswith("ready "):
                 self.readies += 1
+            elif line.startswith("pulse "):
+                self.pulses += 1
 
     wait_passes = misuse_rig.zdtm_vm.Console.wait_passes
 
@@ -112,7 +114,7 @@ class Stay(misuse_rig.Vm):
 class Traveller:
     """A guest, wherever it is."""
 
-    def __init__(self, rig, host, guest, accel="tcg", args=(), runs=True):
+    def __init__(self, rig, host, guest, accel="tcg", args=(), runs=True, shell=False):     # shell: it is a job of one
         rig.nr_travellers += 1
         self.rig, self.guest, self.folder = rig, guest, f"vm-{rig.nr_travellers}"
         self.journey, self.name, self.moves = Journey(), f"{rig.name}-{rig.nr_travellers}", 0
@@ -121,6 +123,7 @@ class Traveller:
         inside = f"{rig.tmp}/host/{self.folder}"
         line = guest.command_line(accel, rig.opts.build, inside)
         self.line = [*line, "-qmp", f"unix:{inside}/own.sock,server=on,wait=off", *(a.replace("{shared}", rig.shared) for a in args)]
+        self.shell = [] if not shell else ["sh", "-c", 'set -m; "$@" & wait', "sh"]
         self.at = self.start(host, runs)
 
     def dir_at(self, host):
@@ -129,10 +132,13 @@ class Traveller:
     def start(self, host, runs=True):
         folder = self.dir_at(host)
         with open(f"{folder}/qemu.log", "wb") as log:
-            process = self.rig.start([*host.enter(), *self.line], stdout=log, stderr=log)
+            process = self.rig.start([*host.enter(), *self.shell, *self.line], stdout=log, stderr=log)
         for h in self.rig.hosts.values():
             self.journey.listen(h, self.dir_at(h))
-        stay = self.rig.stay(Stay(host, folder, process.pid, self.journey))
+        pid, children = process.pid, f"/proc/{process.pid}/task/{process.pid}/children"
+        if self.shell:
+            pid = int(wait_for("the shell's job", 10, lambda: read(children)))
+        stay = self.rig.stay(Stay(host, folder, pid, self.journey))
 
         def up():
             check(process.poll() is None, f"QEMU ended by itself: {read(f'{folder}/qemu.log')}")

@@ -133,6 +133,17 @@ class Host:
         del self.rig.log[logged:]
         return json.loads(result.check(0).out)
 
+    def asked(self, name):
+        """What stat says of a VM; {}: nothing yet, or not any more."""
+        logged = len(self.rig.log)
+        result = self.criu_vm("stat", name, "--json")
+        del self.rig.log[logged:]
+        return {} if result.status else json.loads(result.out)
+
+    def leaving(self):
+        """What stat says of VMs that have left, and have pages here."""
+        return [vm["leaving"] for vm in json.loads(self.criu_vm("stat", "--json").check(0).out) if "leaving" in vm]
+
     def log_of(self, name):
         return read(f"{self.dir}/log/{name}.log")
 
@@ -183,6 +194,11 @@ class Host:
     def source_records(self):
         return glob.glob(f"{self.dir}/state/migrations/*.source")
 
+    def lazy_records(self):
+        """Of pages that are needed from elsewhere, and of those that are here for others. That a VM has ended stays known."""
+        there = [p for p in glob.glob(f"{self.dir}/state/migrations/*.lazy") if "ended" not in read(p)]
+        return there + glob.glob(f"{self.dir}/state/migrations/*.status")
+
     # ---- what is here
 
     def processes(self):
@@ -206,7 +222,7 @@ class Host:
         left = [f"process {p} ({read(f'/proc/{p}/comm').strip()}) on host {self.letter}" for p in self.processes()]
         left += [path for d in ("run/*", "swap/*", "state/swap/*", "small/*.swap") for path in glob.glob(f"{self.dir}/{d}")]
         left += [f"interface {name} on host {self.letter}" for name in self.net() - set(self.links)] if self.links else []
-        return left + self.source_records()
+        return left + self.source_records() + self.lazy_records()
 
     def nothing_left(self, seconds=15):
         """As if no VM had ever been here."""

@@ -135,7 +135,8 @@ def does_not_converge(rig):
     """It rewrites faster than the line carries: fails, says what would be needed, and the VM has not been stopped for it."""
     vm = rig.memory(32, image="rewrite", append="rate=48M")
     rig.b.serve()
-    result = vm.at.host.fails(*vm.migrate_line(rig.b, "--max-bandwidth", "12M", "--downtime-limit", "100"), says=["--downtime-limit"])
+    line = vm.migrate_line(rig.b, "--max-bandwidth", "12M", "--downtime-limit", "100")
+    result = vm.at.host.fails(*line, says=["--downtime-limit", "--lazy"])
     last = next(line for line in result.err.splitlines() if "error:" in line)
     check(re.search(r"--downtime-limit \d+", last) and re.search(r"\d+ [KMG]iB a second", last), f"no forecast; {result}")
     vm.runs_on()

@@ -112,8 +112,8 @@ class MigrationRig(life_rig.LifeRig):
         self.vms.append(stay)
         return stay
 
-    def memory(self, ram=64, host=None, append="", args=(), image="memory"):
-        return Traveller(self, host or self.a, Guest("simple", "", image, ram, append=append), args=args)
+    def memory(self, ram=64, host=None, append="", args=(), image="memory", shell=False):
+        return Traveller(self, host or self.a, Guest("simple", "", image, ram, append=append), args=args, shell=shell)
 
     def guest(self, name, append="", accel="tcg", args=(), host=None, **changes):
         """One of zdtm's; its disk is one that both hosts see."""

@@ -11,10 +11,14 @@ import time
 
 from misuse_rig import check
 
-CONTROL, DATA, ASK = 1, 2, 3
+CONTROL, DATA, ASK, LINE, IMAGES, IMAGE_LINE = 1, 2, 3, 4, 5, 6
 PREAMBLE_LEN = 32
+FRAME_LEN = 96
 TOKEN = b"token of a test!"       # stands for one that is made anew for each conversation
 HELLO, OFFER, ADMIT, PIECE, ROUND_BEGIN, ROUND_DONE, COMMIT, DONE, ABORT, STATUS = 1, 2, 3, 4, 5, 6, 9, 12, 13, 14
+REFUSED = 8                       # a frame's type
+COMPLETE = b"CVPG" + struct.pack("<BBHI", 6, 0, 0, 1)   # how a LEFT begins that says so
+REFUSED_UNKNOWN, REFUSED_KEY = 2, 3
 WITH_TOKEN = {}                   # messages that hold it, by their checksums
 XXH3 = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
 XXH3.argtypes, XXH3.restype = [ctypes.c_char_p, ctypes.c_size_t], ctypes.c_uint64
@@ -73,6 +77,13 @@ def parse(data):
     key, at = number(0)
     length, at = number(at)
     return key >> 3, data[at:at + length]
+
+
+def frame(data):
+    """Type and round of a frame."""
+    magic, kind, _, nr = struct.unpack_from("<4sBBH", data)
+    check(magic == b"CVPG", f"this is no frame: {data[:16]}")
+    return kind, nr
 
 
 class Client:
@@ -144,11 +155,15 @@ class Proxy(threading.Thread):
 
     spoil: {kind: (direction, offset)}: a bit of the byte at that offset of a connection of that kind is flipped, once. cut: the same,
     and all connections are closed there. stall: seconds for which nothing passes, from that offset on. counts: bytes so far.
-    token: that of whoever came last.
+    token: that of whoever came last. Of all page lines together: rate: bytes a second, None: as many as come; may be changed; background:
+    the same of all but the first, for which the rate is then. cuts: numbers of bytes after each of which all connections are cut.
+    shut_at: what is not passed on, nor anything else from then on.
     """
 
-    def __init__(self, rig, spoil=None, cut=None, stall=None, stall_seconds=0):
+    def __init__(self, rig, spoil=None, cut=None, stall=None, stall_seconds=0, rate=None, background=None, cuts=(), shut_at=None):
         super().__init__(daemon=True)
+        self.rate, self.background, self.cuts, self.shut_at, self.shut = rate, background, list(cuts), shut_at, False
+        self.paces = {False: threading.Lock(), True: threading.Lock()}
         self.rig, self.spoil, self.cut, self.stall, self.stall_seconds = rig, spoil, cut, stall, stall_seconds
         self.happened, self.counts, self.lock, self.pairs, self.open, self.token = False, {}, threading.Lock(), [], True, None
         self.listener = rig.a.socket()
@@ -180,13 +195,48 @@ class Proxy(threading.Thread):
                 far.connect((self.rig.b.listening["address"], self.rig.b.listening["port"]))
             except OSError:
                 near.close()
+                far.close()
                 continue
             threading.Thread(target=self.carry, args=(near, far), daemon=True).start()
+            self.pairs += [near, far]
+            if self.shut:
+                self.close_all()
 
     def close_all(self):
-        for s in self.pairs:
+        pairs, self.pairs = self.pairs, []
+        for s in pairs:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def closed(self):
+        """Nobody gets through."""
+        self.shut = True
+        self.close_all()
+        yield
+        self.shut = False
+
+    def hurry(self):
+        self.rate = self.background = None
+
+    def pace(self, channel, length):
+        slow = bool(channel and self.background)
+        with self.paces[slow]:
+            rate = self.background if slow else self.rate
+            time.sleep(length / rate if rate else 0)
+
+    def lined(self, channel, data):
+        """How many of a page line's bytes go on, and whether all is cut behind them."""
+        self.pace(channel, len(data))
+        with self.lock:
+            if self.shut_at and self.shut_at in data:
+                self.shut = True
+            if self.shut:
+                return 0, True
+            if not self.cuts:
+                return len(data), False
+            self.cuts[0] -= len(data)
+            return (len(data), False) if self.cuts[0] > 0 else (len(data) + self.cuts.pop(0), True)
 
     def due(self, what, kind, direction, begin, length):
         """Offset in this piece at which that is to happen, or None."""
@@ -210,14 +260,13 @@ class Proxy(threading.Thread):
         with near, far:
             for s in (near, far):
                 s.settimeout(60)
-            self.pairs += [near, far]
-            kind, done = None, {near: 0, far: 0}
+            kind, channel, done = None, 0, {near: 0, far: 0}
             with contextlib.suppress(OSError):
                 while self.open:
                     for s in select.select([near, far], [], [], 0.5)[0]:
                         data = s.recv(65536)
                         if not kind and len(data) >= PREAMBLE_LEN:
-                            kind, self.token = data[10], data[16:32]
+                            kind, channel, self.token = data[10], data[12], data[16:32]
                         direction = "there" if s is near else "back"
                         piece = self.treat(kind, direction, done[s], data) if data else None
                         done[s] += len(data)
@@ -228,4 +277,8 @@ class Proxy(threading.Thread):
                             return
                         if not data:
                             return
-                        (far if s is near else near).sendall(piece)
+                        length, cut = self.lined(channel, piece) if kind == LINE else (len(piece), False)
+                        (far if s is near else near).sendall(piece[:length])
+                        if cut:
+                            self.close_all()
+                            return

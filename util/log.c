@@ -15,13 +15,13 @@
 static struct {
 	int fd;
 	enum log_level max;
-	bool timestamps;
+	bool timestamps, repeats; // repeats: each time that there is the same error
 	char prefix[80];
 	char last_error[LINE_MAX_LEN];
 	time_t error_at; // when last_error was written
 	void (*hear)(void *ctx, const char *text);
 	void *hear_ctx;
-} state = { .fd = STDERR_FILENO, .max = LOG_WARN };
+} state = { .fd = STDERR_FILENO, .max = LOG_WARN, .repeats = true };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of the last error
 static pthread_mutex_t hearing = PTHREAD_MUTEX_INITIALIZER;
@@ -52,7 +52,13 @@ void log_init(int fd, enum log_level max, const char *prefix, bool timestamps)
 	state.fd = fd;
 	state.max = max;
 	state.timestamps = timestamps;
+	state.repeats = !timestamps;
 	snprintf(state.prefix, sizeof state.prefix, "%s", prefix ? prefix : "");
+}
+
+void log_no_repeats(void)
+{
+	state.repeats = false;
 }
 
 enum log_level log_max(void)
@@ -90,7 +96,7 @@ static bool remember(const char *text)
 	bool repeated;
 
 	pthread_mutex_lock(&lock);
-	repeated = state.timestamps && !strcmp(text, state.last_error) && now - state.error_at < REPEAT_AFTER_S;
+	repeated = !state.repeats && !strcmp(text, state.last_error) && now - state.error_at < REPEAT_AFTER_S;
 	if (!repeated) {
 		state.error_at = now;
 		snprintf(state.last_error, sizeof state.last_error, "%s", text);

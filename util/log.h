@@ -8,6 +8,8 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 // fd is borrowed and must outlive logging (2 for a command; -1 for none). Errors go to standard error as well. prefix (may be NULL) is copied and put before each line,
 // usually the VM's name. timestamps: date and time before each line, for files; an error that is the same as the last one is told once a minute.
 void log_init(int fd, enum log_level max, const char *prefix, bool timestamps);
+// For who tries again and again, without a file: such an error once a minute, too.
+void log_no_repeats(void);
 enum log_level log_max(void);
 
 void log_at(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -411,7 +411,7 @@ START_TEST(source_error)
 	quiet();
 	rig_init(&r, NR_PAGES, 0, BUDGET);
 	rig_put(&r, 0, 1000, PV_HOME_SOURCE);
-	r.source_errors = 2;
+	r.source_errors = 3; // the page with what is around it, then alone
 	rig_start(&r);
 	pv_engine_run(r.e);
 	rig_order(&r, 0, GUEST_VERIFY, 300, 1);

@@ -266,9 +266,9 @@ static void finish_held(struct rig *r)
 }
 
 // While another worker waits.
-static void do_alone(struct rig *r, size_t worker, enum guest_order order, size_t first, size_t nr)
+static void do_alone(struct rig *r, size_t worker, enum guest_order what, size_t first, size_t nr)
 {
-	rig_order(r, worker, order, first, nr);
+	rig_order(r, worker, what, first, nr);
 	ck_assert(rig_until(r, r->g->worker[worker].order == GUEST_IDLE, RIG_PATIENCE_MS));
 }
 

@@ -300,6 +300,33 @@ START_TEST(late_answer)
 }
 END_TEST
 
+static bool enough(void *ctx)
+{
+	return ++*(int *)ctx >= 3;
+}
+
+// QEMU waits for a page, and whoever wants to know how it is has better things to do.
+START_TEST(call_given_up)
+{
+	struct server s;
+	struct qmp *q;
+	json_t *ret;
+	int asked = 0;
+
+	OPEN(s, q, { .await = true },
+	     { .await = true, .say = "{\"return\": \"late\", \"id\": %2$lld}\r\n{\"return\": \"mine\", \"id\": %1$lld}\r\n" });
+	qmp_set_timeout(q, PATIENCE_MS);
+	qmp_set_gives_up(q, enough, &asked);
+	ck_assert_int_eq(qmp_call(q, "slow", NULL, NULL), -EINTR);
+	ck_assert_int_eq(asked, 3);
+	asked = -1000;
+	ck_assert_int_eq(qmp_call(q, "next", NULL, &ret), 0);
+	ck_assert_str_eq(json_string_value(ret), "mine");
+	json_decref(ret);
+	stop(&s, q);
+}
+END_TEST
+
 START_TEST(qemu_ends)
 {
 	struct server s;
@@ -571,6 +598,7 @@ int main(void)
 	tcase_add_test(t, events_bounded);
 	tcase_add_test(t, error_answer);
 	tcase_add_test(t, late_answer);
+	tcase_add_test(t, call_given_up);
 	tcase_add_test(t, qemu_ends);
 	tcase_add_loop_test(t, bad_answer, 0, ARRAY_SIZE(garbage));
 	tcase_add_test(t, endless_answer);

@@ -30,13 +30,17 @@ struct rig {
 	struct wire_conn *in[MAX_CHANNELS];
 	struct wire_pages *out[MAX_CHANNELS];
 	uint64_t frames[MAX_CHANNELS];
+	uint64_t in_images[CHUNKS][PV_WORDS], want_images[CHUNKS][PV_WORDS]; // is, and is to be
 	struct receive_pages *receive;
 };
 
 static char packed[PV_CHUNK_SIZE] __attribute__((aligned(PAGE_SIZE))); // what is being sent
 
-static void rig_init(struct rig *r, unsigned channels, uint64_t ram_pages)
+static void rig_init_lazy(struct rig *r, unsigned channels, uint64_t ram_pages, bool lazy, bool images)
 {
+	struct receive_pages_opts o = { .placement = &r->t.placement, .channels = r->in, .nr_channels = channels, .lazy = lazy,
+					.in_images = images ? r->in_images : NULL };
+
 	*r = (struct rig){ .nr = channels, .round = 1 };
 	said_clear();
 	target_init(&r->t, ram_pages, ram_pages < NR_PAGES);
@@ -45,7 +49,12 @@ static void rig_init(struct rig *r, unsigned channels, uint64_t ram_pages)
 		r->in[i] = r->pair[i].server;
 		ck_assert_int_eq(wire_pages_new(r->pair[i].client, &r->out[i]), 0);
 	}
-	ck_assert_int_eq(receive_pages_start(&(struct receive_pages_opts){ &r->t.placement, r->in, channels }, &r->receive), 0);
+	ck_assert_int_eq(receive_pages_start(&o, &r->receive), 0);
+}
+
+static void rig_init(struct rig *r, unsigned channels, uint64_t ram_pages)
+{
+	rig_init_lazy(r, channels, ram_pages, false, false);
 }
 
 static void rig_fini(struct rig *r)
@@ -108,11 +117,30 @@ static void send_new(struct rig *r, uint64_t chunk, bool whole)
 			bitmap_set(f.zero, i);
 			r->t.version[page] = 0;
 		}
+		bitmap_clear(r->want_images[chunk], i);
 	}
 	if (rand() % 4 == 0)
 		f.flags = WIRE_FLAG_TO_RAM;
 	if (!bitmap_empty(f.present, PV_CHUNK_PAGES) || !bitmap_empty(f.zero, PV_CHUNK_PAGES))
 		send_frame(r, chunk, &f, rand() % 2);
+}
+
+// Some pages come later.
+static void send_later(struct rig *r, uint64_t chunk, bool whole, bool images)
+{
+	struct wire_frame f = frame_of(r, chunk, 0);
+
+	f.type = WIRE_LATER;
+	f.flags = images ? WIRE_FLAG_IN_IMAGES : 0;
+	for (unsigned i = 0; i < chunk_pages(chunk); i++) {
+		if (!whole && rand() % 3)
+			continue;
+		bitmap_set(f.present, i);
+		r->t.version[chunk * PV_CHUNK_PAGES + i] = LATER;
+		(images ? bitmap_set : bitmap_clear)(r->want_images[chunk], i);
+	}
+	if (!bitmap_empty(f.present, PV_CHUNK_PAGES))
+		send_frame(r, chunk, &f, 0);
 }
 
 static void end_on(struct rig *r, unsigned channel, uint64_t frames)
@@ -176,6 +204,50 @@ START_TEST(rounds)
 	ck_assert_str_eq(said_text, "");
 	rig_fini(&r);
 	ck_assert_str_eq(said_text, "");
+}
+END_TEST
+
+// Pages come, come later after all, from here or there, and come again.
+START_TEST(later)
+{
+	static const uint64_t ram[] = { RAM_PAGES, NR_PAGES, 0, RAM_PAGES };
+	bool images = _i % 2 || _i == 0, from_source, from_images;
+	static struct rig r;
+
+	srand((unsigned)_i);
+	rig_init_lazy(&r, 1 + (unsigned)_i, ram[_i], true, images);
+	plan(&r);
+	receive_pages_later(r.receive, &from_source, &from_images);
+	ck_assert(!from_source && !from_images);
+	for (uint64_t i = 0; i < CHUNKS; i++)
+		if (i % 3)
+			send_new(&r, i, true);
+		else
+			send_later(&r, i, true, images);
+	ck_assert_int_eq(end_round(&r), 0);
+	receive_pages_later(r.receive, &from_source, &from_images);
+	ck_assert(from_source == !images && from_images == images);
+	for (unsigned n = 0; n < 6; n++) {
+		verify(&r.t);
+		ck_assert_mem_eq(r.in_images, r.want_images, sizeof r.in_images);
+		for (unsigned i = 0; i < 60; i++) {
+			uint64_t chunk = (uint64_t)rand() % CHUNKS;
+
+			for (int again = rand() % 4; again >= 0; again--)
+				if (rand() % 2)
+					send_new(&r, chunk, false);
+				else
+					send_later(&r, chunk, false, images && rand() % 2);
+		}
+		ck_assert_int_eq(end_round(&r), 0);
+		ck_assert_uint_le(memory_pages(&r.t), ram[_i]);
+	}
+	verify(&r.t);
+	ck_assert_mem_eq(r.in_images, r.want_images, sizeof r.in_images);
+	receive_pages_later(r.receive, &from_source, &from_images);
+	ck_assert(from_source && from_images == images);
+	ck_assert_str_eq(said_text, "");
+	rig_fini(&r);
 }
 END_TEST
 
@@ -290,6 +362,14 @@ static void zeros_behind(struct rig *r)
 	send_on(r, 0, &f, 1);
 }
 
+static void later_behind(struct rig *r)
+{
+	struct wire_frame f = frame_of(r, FIRST_BLOCK - 1, SHORT + 1);
+
+	f.type = WIRE_LATER;
+	send_on(r, 0, &f, 0);
+}
+
 static void other_channel(struct rig *r)
 {
 	struct wire_frame f = frame_of(r, OF_SECOND_CHANNEL, 5);
@@ -352,6 +432,7 @@ static const struct {
 	{ far_chunk, "a chunk of memory that the VM does not have" },
 	{ pages_behind, "behind the end" },
 	{ zeros_behind, "behind the end" },
+	{ later_behind, "behind the end" },
 	{ other_channel, "another channel" },
 	{ round_before, "another round" },
 	{ round_behind, "another round" },
@@ -371,6 +452,34 @@ START_TEST(wrong_frames)
 	ck_assert_int_eq(end_round(&r), 0);
 	wrong[_i].send(&r);
 	expect_error(&r, -EBADMSG, wrong[_i].text);
+	rig_fini(&r);
+}
+END_TEST
+
+static const struct {
+	uint8_t type, flags;
+	bool lazy;
+	const char *text;
+} out_of_place[] = {
+	{ WIRE_LATER, 0, false, "no place in a round" },
+	{ WIRE_LATER, WIRE_FLAG_IN_IMAGES, false, "no place in a round" },
+	{ WIRE_LATER, WIRE_FLAG_IN_IMAGES, true, "cannot be read here" },
+	{ WIRE_WANT, 0, true, "" },
+};
+
+// What nobody has offered does not come.
+START_TEST(frames_out_of_place)
+{
+	static struct rig r;
+	struct wire_frame f;
+
+	rig_init_lazy(&r, 2, RAM_PAGES, out_of_place[_i].lazy, false);
+	f = frame_of(&r, OF_FIRST_CHANNEL, 5);
+	f.type = out_of_place[_i].type;
+	f.flags = out_of_place[_i].flags;
+	f.round = f.type == WIRE_WANT ? 0 : f.round;
+	send_on(&r, 0, &f, 0);
+	expect_error(&r, -EBADMSG, out_of_place[_i].text);
 	rig_fini(&r);
 }
 END_TEST
@@ -512,6 +621,8 @@ int main(void)
 	tcase_add_unchecked_fixture(t, make_dir, remove_dir);
 	tcase_add_checked_fixture(t, remove_file, NULL);
 	tcase_add_loop_test(t, rounds, 0, 4);
+	tcase_add_loop_test(t, later, 0, 4);
+	tcase_add_loop_test(t, frames_out_of_place, 0, ARRAY_SIZE(out_of_place));
 	tcase_add_test(t, wanted);
 	tcase_add_test(t, ahead);
 	tcase_add_loop_test(t, wrong_frames, 0, ARRAY_SIZE(wrong));

@@ -26,6 +26,8 @@
 
 #include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
+#include "criu-vm/image_server.h"
+#include "criu-vm/migration_lazy.h"
 #include "criu-vm/migration_record.h"
 #include "criu-vm/process.h"
 #include "criu-vm/receive.h"
@@ -158,6 +160,72 @@ int receive_answer(const struct receive_opts *o, int fd)
 	put(fd, "answer %s", wire_token_format(o->token, text));
 	close(fd);
 	return 0;
+}
+
+int receive_line(const struct receive_opts *o, unsigned line, int fd)
+{
+	char text[WIRE_TOKEN_TEXT];
+
+	put(fd, "line %u of %s", line, wire_token_format(o->token, text));
+	close(fd);
+	return 0;
+}
+
+// A served checkpoint, of which nothing is known here but who reads it.
+int image_server_open(const char *dir, struct image_server **s)
+{
+	*s = (struct image_server *)dir;
+	return 0;
+}
+
+void image_server_close(struct image_server *s)
+{
+	(void)s;
+}
+
+const char *image_server_dir(const struct image_server *s)
+{
+	return (const char *)s;
+}
+
+const char *image_server_vm_name(const struct image_server *s)
+{
+	(void)s;
+	return "";
+}
+
+uint64_t image_server_pages(const struct image_server *s)
+{
+	(void)s;
+	return 1;
+}
+
+uint64_t image_server_id(const struct image_server *s)
+{
+	(void)s;
+	return 1;
+}
+
+int image_server_line(const struct image_server *s, const struct wire_tls *tls, unsigned nr, int line, int fd)
+{
+	(void)s, (void)tls, (void)nr;
+	for (;;) {
+		const char *text = get(fd);
+		char c;
+
+		if (!strcmp(text, "introduced"))
+			put(fd, "%d", server_line_introduced(line));
+		else if (!strcmp(text, "there?"))
+			put(fd, "yes");
+		else if (cmd_interrupted() || !recv(fd, &c, 1, MSG_PEEK | MSG_DONTWAIT))
+			return CMD_FAILED;
+	}
+}
+
+int image_server_describe(const struct image_server *s, const struct wire_tls *tls, const uint8_t token[WIRE_TOKEN_LEN], int line, int fd)
+{
+	(void)token;
+	return image_server_line(s, tls, 0, line, fd);
 }
 
 // ---- the test's part
@@ -763,6 +831,85 @@ START_TEST(once_and_not_told)
 }
 END_TEST
 
+// Whoever connects often and says nothing takes nobody's place that has been seen to be a VM's.
+START_TEST(readers)
+{
+	struct rig r = { .o.images = "/images" };
+	int known[2], idle[SERVER_READERS];
+	char c;
+
+	begin(&r);
+	known[0] = call(&r, WIRE_IMAGE_LINE, 1, 0, "introduced\n");
+	known[1] = call(&r, WIRE_IMAGES, 1, 0, "introduced\n");
+	for (unsigned i = 0; i < 2; i++)
+		ck_assert_str_eq(get(known[i]), "0");
+	for (unsigned i = 0; i < SERVER_READERS; i++)
+		idle[i] = call(&r, WIRE_IMAGE_LINE, 2, 0, "");
+	asks(idle[SERVER_READERS - 1], "there?", "yes");
+	for (unsigned i = 0; i < 2; i++) {
+		ck_assert_int_le(read(idle[i], &c, 1), 0);
+		asks(known[i], "there?", "yes");
+	}
+	asks(idle[2], "there?", "yes");
+	for (unsigned i = 0; i < SERVER_READERS; i++)
+		close(idle[i]);
+	close(known[0]);
+	close(known[1]);
+	finish(&r);
+}
+END_TEST
+
+static void line_is_passed(const struct rig *r, uint8_t token, uint8_t line)
+{
+	_cleanup_close_ int fd = call(r, WIRE_LINE, token, line, "");
+	char start[20];
+
+	snprintf(start, sizeof start, "line %u of %02x%02x", line, token, token);
+	ck_assert(!strncmp(get(fd), start, strlen(start)));
+}
+
+// Its pages have to come, and its source has to know: page lines are passed on for so long, and nothing else is taken.
+START_TEST(once_and_pages_missing)
+{
+	enum { ALL_COME, ASKS_FIRST, IS_STOPPED };
+	struct migration_lazy l = { .name = "web", .run_root = run_dir };
+	enum migration_decision is;
+	uint8_t token[WIRE_TOKEN_LEN];
+
+	memset(token, 5, sizeof token);
+	for (int how = ALL_COME; how <= IS_STOPPED; how++) {
+		struct rig r = { .o.once = true };
+		int fd;
+
+		begin(&r);
+		line_is_passed(&r, 5, 8); // before, too: another server's VM
+		fd = arrive(&r, 5, "web", 4096);
+		ck_assert(!migration_lazy_save(token, &l));
+		if (how == ASKS_FIRST)
+			ck_assert(!migration_decide(token, MIGRATION_COMMITTED, "web", &is));
+		put(fd, "exit 0");
+		heard_of(&r, "arrived", "web");
+		if (how == ASKS_FIRST)
+			is_answered(&r, 5);
+		is_refused(&r, preamble(WIRE_CONTROL, 2, 0), "--once");
+		usleep(1500000);
+		line_is_passed(&r, 5, 0);
+		l.state = WIRE_LINE_COMPLETE; // its source does not know yet
+		ck_assert(!migration_lazy_save(token, &l));
+		line_is_passed(&r, 5, 0);
+		if (how == IS_STOPPED)
+			kill(r.server, SIGTERM);
+		else
+			migration_lazy_remove(token);
+		ck_assert_int_eq(ended(&r), CMD_OK);
+		close(fd);
+		migration_lazy_remove(token);
+		migration_forget(token);
+		l.state = WIRE_LINE_WANTS;
+	}
+}
+END_TEST
+
 // The server is through with it when nothing of it is left.
 START_TEST(killed_before_commit)
 {
@@ -889,6 +1036,7 @@ START_TEST(tls_or_not)
 	is_refused(&r, &p, "demands TLS");
 	is_refused(&r, preamble(WIRE_ASK, 1, 0), "demands TLS");
 	ck_assert(is_closed(call(&r, WIRE_DATA, 1, 0, ""), SOON_MS));
+	ck_assert(is_closed(call(&r, WIRE_LINE, 1, 0, ""), SOON_MS));
 	p.tls = true;
 	wire_preamble_pack(&p, buf);
 	unlink(keys);
@@ -1032,6 +1180,8 @@ int main(void)
 	add(s, stop);
 	add(s, once);
 	add(s, once_and_not_told);
+	add(s, once_and_pages_missing);
+	add(s, readers);
 	add(s, tidied_at_start);
 	add(s, killed_after_commit);
 	add(s, killed_before_commit);

@@ -75,6 +75,7 @@ START_TEST(who_connects)
 	fd = accept(listener, NULL, NULL);
 	ck_assert(fd >= 0 && read(line[0], &c, 1) == 1);
 	ck_assert_int_eq(server_peer_is_trusted(fd), v->is_trusted);
+	ck_assert_int_eq(server_peer_is_ours(fd), v->is_trusted);
 	close(line[0]);
 	close(fd);
 	close(listener);

@@ -66,6 +66,7 @@ static json_t *vm_at(double uptime, int pager, int n)
 		       "pages_filled_swap", 2 * n, "page_in_ns", n * 1000, "page_in_latency_log2_us", hist, "queues", queues, "trouble");
 	json_object_set_new(vm, "images", json_string("/images/web"));
 	json_object_set_new(vm, "log", json_string("/log"));
+	json_object_set_new(vm, "remote", json_null());
 	ck_assert_ptr_nonnull(vm);
 	return vm;
 }
@@ -162,6 +163,52 @@ START_TEST(screen)
 }
 END_TEST
 
+START_TEST(pages_elsewhere)
+{
+	json_t *vm = vm_at(20, 100, 1000), *remote;
+
+	stat_add_interval(vm, NULL);
+	remote = json_pack("{s:s s:i s:i s:i s:i s:n s:f}", "from", "10.0.0.1", "lines", 3, "lines_wanted", 5, "pages_left", 256, "waiting", 0, "trouble",
+			   "alone_s", 0.0);
+	json_object_set(vm, "remote", remote);
+	says(vm, AS_VM, "waits      nothing");
+	says(vm, AS_VM, "remote     1 MiB are at 10.0.0.1 yet; 3 of 5 lines");
+	says(vm, AS_TABLE, "^ 1 MiB are at 10.0.0.1 yet");
+	says(vm, AS_METRICS, "criu_vm_remote_left_bytes{vm=\"web\"} 1048576\n");
+	json_object_set_new(remote, "trouble", json_string("the source cannot read the page"));
+	says(vm, AS_VM, "waits      pages that 10.0.0.1 has: the source cannot read the page");
+	json_object_set_new(remote, "alone_s", json_real(65));
+	json_object_set_new(remote, "waiting", json_integer(7));
+	json_object_set_new(remote, "trouble", json_string("the line is lost"));
+	says(vm, AS_VM, "waits      pages that 10.0.0.1 has: no line from there for 1 min 05 s: the line is lost; 7 reads wait for that");
+	says(vm, AS_TABLE, "^ pages that 10.0.0.1 has: no line from there for 1 min 05 s");
+	json_object_set_new(vm, "state", json_string("unserved"));
+	says(vm, AS_VM, "some of its pages are at 10.0.0.1 yet");
+	json_decref(remote);
+	json_decref(vm);
+}
+END_TEST
+
+START_TEST(pages_here_of_others)
+{
+	json_t *vm = json_pack("{s:s s:{s:s s:i s:i s:i s:i s:i s:i s:i s:n s:i}}", "name", "web", "leaving", "host", "h2:9723", "qemu_pid", 4711,
+			       "server_pid", 4712, "pages_left", 512, "pages_served", 256, "bytes", 65536, "lines", 2, "lines_wanted", 3, "trouble",
+			       "since_s", 61);
+	char *text = printed(vm, AS_METRICS);
+
+	ck_assert(!strstr(text, "criu_vm_up") && !strstr(text, "criu_vm_info")); // it is another host's
+	free(text);
+	says(vm, AS_METRICS, "criu_vm_departed_left_bytes{vm=\"web\"} 2097152\n");
+	says(vm, AS_VM, "web: leaving, QEMU 4711, served by 4712\n  where      h2:9723, for 1 min 01 s\n");
+	says(vm, AS_VM, "pages      2 MiB needed there yet; 1 MiB served in 64 KiB; 2 of 3 lines");
+	says(vm, AS_TABLE, "web   leaving     4711  runs at h2:9723, which needs 2 MiB from here\n");
+	json_object_set_new(json_object_get(vm, "leaving"), "trouble", json_string("no line\033"));
+	says(vm, AS_VM, "waits      no line?");
+	says(vm, AS_TABLE, "^ no line?");
+	json_decref(vm);
+}
+END_TEST
+
 // A pager of another version, or something that is none, may say anything, but does not drive the terminal.
 START_TEST(nonsense)
 {
@@ -214,6 +261,8 @@ int main(void)
 	tcase_add_loop_test(tc, percentiles, 0, ARRAY_SIZE(latencies));
 	tcase_add_test(tc, intervals);
 	tcase_add_test(tc, screen);
+	tcase_add_test(tc, pages_elsewhere);
+	tcase_add_test(tc, pages_here_of_others);
 	tcase_add_loop_test(tc, nonsense, 0, 10);
 	tcase_add_test(tc, labels_are_escaped);
 	suite_add_tcase(s, tc);

@@ -74,7 +74,7 @@ static json_t *command(void *ctx, const char *name, const json_t *request)
 	return json_object();
 }
 
-static void images_done(void *ctx)
+static void source_done(void *ctx)
 {
 	(void)ctx;
 }
@@ -111,7 +111,7 @@ static void serve(void *arg)
 	struct pager *p = arg;
 	struct rig *r = p->r;
 	struct lp_opts o = { .qemu = r->pid, .qemu_pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0), .control_fd = p->control_fd, .ctx = p,
-			     .drain = drain, .describe = describe, .command = command, .images_done = images_done };
+			     .drain = drain, .describe = describe, .command = command, .source_done = source_done };
 	struct lp_paging paging = { .plant = &r->plant, .blocks = r->block, .nr_blocks = r->nr_blocks, .pages = r->pages, .swap = &r->swap,
 				    .budget = p->sight->budget };
 
@@ -554,7 +554,7 @@ static int fence_time(unsigned ms, unsigned qemu_ms, uint64_t *took_ms)
 	struct pending l = { .ring_fd = io_ring_new(IO_ENTRIES) };
 	struct pager p = { .lp = NULL };
 	struct lp_opts o = { .qemu = lives_for(qemu_ms), .ctx = &p, .drain = drain, .describe = describe, .command = command,
-			     .images_done = images_done };
+			     .source_done = source_done };
 	uint64_t begun = clock_now_ns();
 	pid_t holder;
 	int r;
