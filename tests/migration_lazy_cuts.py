@@ -297,6 +297,7 @@ def lazy_resumed_by_hand(rig):
     with Proxy(rig, rate=2 * SLOW) as proxy:
         lazy = Lazy(rig, vm, *SMALL, through=proxy)
         lazy.is_missing()
+        wait_for("the source to know that it has left", 10, rig.a.leaving)
 
         def nobody():
             for pid in rig.a.criu_vms():
