@@ -302,6 +302,7 @@ def lazy_resumed_by_hand(rig):
         def nobody():
             for pid in rig.a.criu_vms():
                 os.kill(pid, signal.SIGKILL)
+            time.sleep(0.3)     # one that was becoming another program just then is not seen as ours
             return not rig.a.criu_vms()
         wait_for("the end of all who served", 10, nobody)
         lazy.command.end()

@@ -86,7 +86,8 @@ class Lazy:
         wait_for("another pager", 20, another)
 
     def kill_command(self, signum=signal.SIGKILL):
-        """Of those who serve the pages the first; the others see to it. Its result."""
+        """Of those who serve the pages the first, once it is noted that they do; the others see to it. Its result."""
+        wait_for("the note that it has left", 10, self.was.host.leaving)
         os.kill(self.command.process.pid, signum)
         result = self.command.end()
         wait_for("somebody else to serve", 20, lambda: self.server() not in (0, self.command.process.pid))
