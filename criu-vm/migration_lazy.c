@@ -12,7 +12,6 @@
 #include "criu-vm/migration_record_int.h"
 #include "pvmem/swap_trailer.h"
 #include "util/cleanup.h"
-#include "util/io.h"
 #include "util/size.h"
 
 #define SUFFIX ".lazy"
@@ -95,20 +94,15 @@ static int from_json(json_t *j, struct migration_lazy *l)
 
 static int load(int dir, const char *file, struct migration_lazy *l)
 {
-	_cleanup_free_ char *text = NULL;
-	char path[40 + MIGRATION_FILE_LEN];
-	size_t len;
 	json_t *j;
 	int r;
 
 	*l = (struct migration_lazy){ .run_root = NULL };
-	snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir, file);
-	r = io_read_file(path, LAZY_MAX, &text, &len);
-	if (r)
-		return r;
-	j = json_loadb(text, len, 0, NULL);
-	r = j ? from_json(j, l) : -EBADMSG;
-	json_decref(j);
+	r = migration_read_json(dir, file, LAZY_MAX, &j);
+	if (!r) {
+		r = from_json(j, l);
+		json_decref(j);
+	}
 	return r;
 }
 

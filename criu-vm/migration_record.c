@@ -173,6 +173,21 @@ int migration_decided(const uint8_t token[WIRE_TOKEN_LEN], enum migration_decisi
 	return r ? migration_failed(file, r) : 0;
 }
 
+int migration_read_json(int dir, const char *file, size_t max, json_t **json)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[40 + MIGRATION_FILE_LEN];
+	size_t len;
+	int r;
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir, file);
+	r = io_read_file(path, max, &text, &len);
+	if (r)
+		return r;
+	*json = json_loadb(text, len, 0, NULL);
+	return *json ? 0 : -EBADMSG;
+}
+
 void migration_remove_file(const uint8_t token[WIRE_TOKEN_LEN], const char *suffix)
 {
 	char file[WIRE_TOKEN_TEXT], name[MIGRATION_FILE_LEN], path[PATH_MAX];

@@ -17,7 +17,6 @@
 #include "pvmem/swap_trailer.h"
 #include "qemu/ramblock.h"
 #include "util/cleanup.h"
-#include "util/io.h"
 #include "util/size.h"
 
 #define SUFFIX ".source"
@@ -160,19 +159,13 @@ static bool has_ended(const struct migration_source *s)
 // The one in this file. *alive: of a process that there is; or of one whose pages somebody serves, as far as they can be read.
 static int load(int dir, const char *file, const char *boot, struct migration_source *s, bool *alive)
 {
-	_cleanup_free_ char *text = NULL;
-	char path[40 + MIGRATION_FILE_LEN];
 	bool of_this_boot = false;
-	size_t len;
 	json_t *j;
-	int r;
+	int r = migration_read_json(dir, file, SOURCE_MAX, &j);
 
-	snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir, file);
-	r = io_read_file(path, SOURCE_MAX, &text, &len);
 	if (r)
 		return r;
-	j = json_loadb(text, len, 0, NULL);
-	r = j ? from_json(j, boot, s, &of_this_boot) : -EBADMSG;
+	r = from_json(j, boot, s, &of_this_boot);
 	json_decref(j);
 	*alive = !r && of_this_boot && (!has_ended(s) || (s->lazy && migration_source_is_claimed(s->token)));
 	return r;

@@ -108,7 +108,6 @@ static int send_pages(struct line *l, struct wire_frame *answer)
 
 	if (l->background && l->p->wait_turn)
 		l->p->wait_turn(l->p->ctx, l->sent);
-	l->sent = 0;
 	pthread_mutex_lock(&l->lock);
 	bytes = wire_bytes_sent(l->c);
 	r = wire_pages_send(l->pages, answer, l->buf, l->p->zstd);
