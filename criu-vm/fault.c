@@ -18,9 +18,9 @@ static int happen(const char *name, const char *kind, size_t len)
 	} else if (len == 5 && !strncmp(kind, "errno", len)) {
 		log_err("'%s' fails on purpose, as CRIU_VM_FAULT says", name);
 		return -EIO;
-	} else if (len == 5 && !strncmp(kind, "delay", len)) {
+	} else if (len >= 5 && !strncmp(kind, "delay", 5)) {
 		log_warn("'%s' is held up on purpose, as CRIU_VM_FAULT says", name);
-		sleep(DELAY_S);
+		sleep(len > 5 ? (unsigned)atoi(kind + 5) : DELAY_S);
 	} else {
 		log_warn("CRIU_VM_FAULT: '%.*s' is no kind of fault: kill, errno, delay", (int)len, kind);
 	}

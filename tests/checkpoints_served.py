@@ -40,7 +40,7 @@ class Server:
     def stop(self, signum=signal.SIGTERM):
         check(self.process.poll() is None, f"the server has ended by itself: {self.said()[-800:]}")
         self.process.send_signal(signum)
-        status = self.process.wait(30)
+        status = self.process.wait(120)
         check(status in (0, -signal.SIGKILL), f"the server ended with status {status}: {self.said()[-800:]}")
         wait_for("the end of its children", 10, lambda: not self.family())
 
@@ -223,9 +223,9 @@ def served_again(rig, signum):
     server.stop(signum)
     for v in vms:
         v.waits()
-        v.vm.stands_still(0.5)
+        v.vm.comes_to_rest(0.5)
     vms[1].kill_pager()
-    vms[1].vm.stands_still(0.5)
+    vms[1].vm.comes_to_rest(0.5)
     server.start()
     all_pass(vms)
 
@@ -258,7 +258,7 @@ def served_another(rig):
     other.port = server.port
     other.start()
     one.waits("checkpoint")
-    one.vm.stands_still(1)
+    one.vm.comes_to_rest()
     server.port = 0
     server.start()
     rig.criu_vm("lazy-pages", "--name", one.name, "--page-server", server.where()).check(0)
@@ -279,7 +279,7 @@ def served_damaged(rig):
         f.write(bytes([byte[0] ^ 1]))
     one, = restore(rig, server)
     wait_for("trouble", 30, lambda: rig.stat(one.name).get("trouble") or (one.remote() or {}).get("trouble"))
-    one.vm.stands_still(1)
+    one.vm.comes_to_rest()
     check(os.path.basename(pages) in server.said(), f"the server does not name the file: {server.said()[-500:]}")
     with open(pages, "r+b") as f:
         f.seek(os.path.getsize(pages) * 3 // 4)
@@ -322,7 +322,7 @@ def served_or_refused(rig):
     check(plain.stdout.readline().strip(), "the server does not listen")
     rig.fails(*line, says=["checkpoint"])
     plain.send_signal(signal.SIGTERM)
-    plain.wait(30)
+    plain.wait(120)
 
 
 @test

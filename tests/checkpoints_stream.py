@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 
-from misuse_rig import MIB, Vm, cases, check, test, wait_for
+from misuse_rig import MIB, Vm, cases, catches, check, test, wait_for
 
 
 def start_dump(rig, vm, stdout, *args):
@@ -17,7 +17,7 @@ def start_dump(rig, vm, stdout, *args):
 
 def end(process, status, says=""):
     """What it has said on standard error."""
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     check(process.returncode == status and says in said, f"{process.args}: status {process.returncode}, said: {said}")
     return said
 
@@ -34,7 +34,7 @@ def verify_stream(rig, path):
     """Its status and answer."""
     with open(path, "rb") as f:
         process = rig.start(rig.line("verify", "--stream", "--json"), stdin=f, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return process.wait(60), json.loads(process.stdout.read())
+        return process.wait(300), json.loads(process.stdout.read())
 
 
 def restore_from(rig, stdin, *args, name=None):
@@ -112,7 +112,7 @@ def stream_reader_goes(rig, signum):
     wait_for("a part of the stream", 20, lambda: os.read(read, 4096))
     restore = restore_from(rig, read)
     restore.send_signal(signum)
-    restore.wait(20)
+    restore.wait(100)
     os.close(read)
     end(dump, 1, "who read it has gone")
     vm.runs_on()
@@ -131,7 +131,7 @@ def stream_writer_goes(rig, signum):
     os.close(read)
     time.sleep(0.3)
     dump.send_signal(signum)
-    dump.wait(20)
+    dump.wait(100)
     check(dump.returncode in (1, -signum), f"dump: {dump.returncode}")
     restore.send_signal(signal.SIGCONT)
     rig.end_criu_vm(restore).check(1)
@@ -143,10 +143,11 @@ def stream_is_waited_for(rig):
     """A restore whose stream does not come can be interrupted, and leaves nothing."""
     read, write = os.pipe()
     restore = restore_from(rig, read)
+    wait_for("a restore that can be interrupted", 10, lambda: catches(restore.pid, signal.SIGTERM))
     time.sleep(0.3)
     check(restore.poll() is None, "it did not wait")
     restore.send_signal(signal.SIGTERM)
-    rig.end_criu_vm(restore, 10).check(1, "interrupted")
+    rig.end_criu_vm(restore, 60).check(1, "interrupted")
     os.close(read)
     os.close(write)
     rig.nothing_left()

@@ -57,14 +57,16 @@ def pager_killed(rig, flavour):
     """Again and again; a fraction of a second later there is another one."""
     old = rig.checkpoint(ram=64)
     vm = rig.restore(old, *[f.format(tmp=rig.tmp) for f in FLAGS[flavour]], runs=False)
-    took = []
+    took, begin = [], time.monotonic()
+    rig.stat()
+    asking = time.monotonic() - begin
     for _ in range(5):
         begin = time.monotonic()
         rig.kill_pager()
         took.append(time.monotonic() - begin)
         vm.passes(1)
     vm.passes()
-    check(min(took) < 1, f"another pager serves after {took} s")
+    check(min(took) < 1 + 10 * asking, f"another pager serves after {took} s; to ask for it takes {asking} s")
     rig.note = f"another serves in {sorted(took)[2]:.2f} s"
 
 
@@ -163,8 +165,7 @@ def both_killed(rig):
     answer = rig.in_state("unserved")
     check(answer["message"], f"stat: {answer}")
     check("unserved" in rig.criu_vm("stat").check(0).out or "no pager" in rig.criu_vm("stat").check(0).out, "the table of all VMs")
-    time.sleep(1)
-    vm.stands_still(1)
+    vm.comes_to_rest()
     rig.fails(*rig.restore_line(), says=[f"'{rig.name}'", "in use"])
     rig.criu_vm("lazy-pages", "--name", rig.name).check(0)
     check(rig.stat()["state"] == "served", f"it returned before it served: {rig.stat()}")

@@ -26,7 +26,7 @@ def a_dead_readers_data_lands(rig):
         check(reader.stdout.readline() == b"begun\n", "the reader does not read")
         wait_for("the read", 5, lambda: fs("status")[0])
         reader.kill()
-        reader.wait(5)
+        reader.wait(25)
         time.sleep(1)
         check(fs("status")[0] == 1 and not any(os.pread(memfd, MIB, 0)), "the read has ended with its reader")
         fs("release")

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 
-from migration_rig import stages_done
+from migration_rig import HELD_SECONDS, stages_done
 from misuse_rig import TestFailed, alive, cases, check, test, wait_for
 from vm import PATIENCE
 
@@ -230,7 +230,7 @@ def cut(rig, side, seconds):
 def resumed_after_commit(rig):
     """All of criu-vm at the source is killed once it was committed: its QEMU does not run, and `migrate --resume` ends it."""
     vm = guest(rig)
-    rig.b.serve(env={"CRIU_VM_FAULT": "pager-committed:delay"})
+    rig.b.serve(env={"CRIU_VM_FAULT": f"pager-committed:delay{HELD_SECONDS}"})
     outcome = Outcome(rig, vm)
     command = rig.start_migrate(vm, rig.b, *SMALL)
     wait_for("the commit", 30, lambda: outcome.record() == "committed" or not command.runs())
@@ -249,7 +249,7 @@ def resumed_after_commit(rig):
 def resumed_before_commit(rig):
     """The same before: the destination gives up, and `migrate --resume` lets the source's go on."""
     vm = guest(rig)
-    rig.b.serve(env={"CRIU_VM_FAULT": "receive-load:delay"})
+    rig.b.serve(env={"CRIU_VM_FAULT": f"receive-load:delay{HELD_SECONDS}"})
     outcome = Outcome(rig, vm)
     command = rig.start_migrate(vm, rig.b, *SMALL)
     wait_for("the last pages", 30, lambda: "receive-serve" in stages_done(rig.b.server_log() + rig.b.log_of(vm.name)) or not command.runs())

@@ -74,6 +74,9 @@ class Journey:
         check(not self.bad, f"the guest says: {self.bad}")
         check(self.readies < 2, "the guest started again from its beginning")
 
+    def unread(self):
+        return sum(end.unread() for end in self.ends.values())
+
     def is_alive(self):
         return any(end.is_alive() for end in self.ends.values())
 

@@ -180,7 +180,7 @@ class Host:
             return
         check(server.poll() is None, f"the server ended by itself, status {server.poll()}: {self.server_log()[-800:]}")
         os.kill(server.pid, signum)
-        status = server.wait(60)
+        status = server.wait(300)
         server.stdout.close()
         check(status in (0, -signal.SIGKILL), f"the server ended with status {status}: {self.server_log()[-800:]}")
 

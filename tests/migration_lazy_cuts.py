@@ -172,7 +172,7 @@ def lazy_nobody_pages(rig):
         for key in ("supervisor_pid", "pager_pid"):
             os.kill(answer[key], signal.SIGKILL)
         wait_for("trouble at the source", 20, lambda: (said := rig.a.leaving()) and not said[0]["lines"] and said[0]["trouble"])
-        vm.at.stands_still(1)
+        vm.at.comes_to_rest()
         rig.b.criu_vm("lazy-pages", "--name", vm.name).check(0)
         proxy.hurry()
         lazy.ends()
@@ -190,7 +190,7 @@ def lazy_server_killed(rig):
         wait_for("more pages", 20, lambda: lazy.is_missing() < before)
         proxy.close_all()
         lazy.no_line()
-        vm.at.stands_still(1)
+        vm.at.comes_to_rest()
         rig.b.serve_again()
         proxy.hurry()
         lazy.ends()
@@ -211,7 +211,7 @@ def lazy_once(rig):
         check(server.poll() is None, f"the server has ended: {rig.b.server_log()[-500:]}")
         proxy.hurry()
         lazy.ends()
-    check(server.wait(30) == 0, f"the server's status is {server.returncode}: {rig.b.server_log()[-500:]}")
+    check(server.wait(150) == 0, f"the server's status is {server.returncode}: {rig.b.server_log()[-500:]}")
     vm.at.passes(2, 60)
 
 
@@ -407,7 +407,7 @@ def lazy_source_vm_ended(rig):
         os.kill(lazy.was.pid, signal.SIGKILL)
         proxy.hurry()
         wait_for("trouble on both sides", 20, lambda: (lazy.remote() or {}).get("trouble") and [v for v in rig.a.leaving() if v["trouble"]])
-        vm.at.stands_still(1)
+        vm.at.comes_to_rest()
         listed = lazy.listed()
         vm.at.stands_still(1)
         check(listed and lazy.listed() == listed, "pages still come, whoever they are from")

@@ -18,6 +18,8 @@ class Lazy:
 
     def __init__(self, rig, vm, *args, through=None, secure=("--insecure",), env=None, runs=True):
         self.rig, self.vm, self.was, self.to = rig, vm, vm.at, vm.other()
+        if through:
+            through.keep = vm.guest.ram * MIB // 2
         self.command = Command(rig, self.was.host, vm.migrate_line(through or self.to, "--lazy", *args, secure=secure), env)
         self.wait_there("running" if runs else "paused")
         vm.arrived(self.to)

@@ -19,6 +19,8 @@ from migration_guest import Traveller
 from migration_host import Host, read
 from misuse_rig import Result, TestFailed, check, wait_for
 
+HELD_SECONDS = 9        # a stage with the fault delayN: time enough on a busy host, and too little for a line to be lost
+
 
 class Command:
     """A criu-vm that runs on a host, its messages in a file."""
@@ -36,7 +38,7 @@ class Command:
     def runs(self):
         return self.process.poll() is None
 
-    def end(self, seconds=120):
+    def end(self, seconds=300):
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ import time
 
 from migration_faults import Outcome
 from migration_guest import QuickQmp
-from migration_rig import stages_done
+from migration_rig import HELD_SECONDS, stages_done
 from migration_wire import (ADMIT, ASK, COMMIT, CONTROL, DATA, DONE, HELLO, OFFER, PIECE, ROUND_BEGIN, ROUND_DONE, STATUS, Client, Proxy,
                             fields, hello, message, parse, preamble)
 from misuse_rig import MIB, cases, check, test, wait_for
@@ -366,7 +366,7 @@ def monitors_until_commit(rig, user):
     folder, seen = vm.dir_at(rig.b), set()
     if user != "root":
         shutil.chown(folder, user)
-    rig.b.serve(env={"CRIU_VM_FAULT": "receive-load:delay"}, user=user)
+    rig.b.serve(env={"CRIU_VM_FAULT": f"receive-load:delay{HELD_SECONDS}"}, user=user)
     command = held_before_commit(rig, vm, "receive-serve")
     rig.b.fails("dump", vm.name, "-D", f"{rig.b.dir}/images", says=["arriving"])
     while not os.path.exists(f"{folder}/own.sock") and command.runs():
@@ -391,7 +391,7 @@ def say_cont_at(rig, vm):
 def cont_before_load(rig):
     """Who finds that monitor, and has the VM run once it is loaded, does not: no pass is made twice."""
     vm = rig.memory(32)
-    rig.b.serve(env={"CRIU_VM_FAULT": "receive-load:delay,receive-ready:delay"})
+    rig.b.serve(env={"CRIU_VM_FAULT": f"receive-load:delay{HELD_SECONDS},receive-ready:delay"})
     command = held_before_commit(rig, vm, "receive-serve")
     say_cont_at(rig, vm)
     command.end().check(0)
@@ -405,7 +405,7 @@ def cont_before_commit(rig):
     """Once it is loaded it does run; then it is not made the destination's, and ends there."""
     vm = rig.memory(32)
     vm.at.qmp("stop")   # or there would be two for a moment
-    rig.b.serve(env={"CRIU_VM_FAULT": "receive-ready:delay"})
+    rig.b.serve(env={"CRIU_VM_FAULT": f"receive-ready:delay{HELD_SECONDS}"})
     command = held_before_commit(rig, vm, "receive-load")
     say_cont_at(rig, vm)
     result = command.end().check(1)

@@ -16,6 +16,7 @@ PREAMBLE_LEN = 32
 FRAME_LEN = 96
 TOKEN = b"token of a test!"       # stands for one that is made anew for each conversation
 HELLO, OFFER, ADMIT, PIECE, ROUND_BEGIN, ROUND_DONE, COMMIT, DONE, ABORT, STATUS = 1, 2, 3, 4, 5, 6, 9, 12, 13, 14
+DRIP = 256 << 10                    # bytes a second
 REFUSED = 8                       # a frame's type
 COMPLETE = b"CVPG" + struct.pack("<BBHI", 6, 0, 0, 1)   # how a LEFT begins that says so
 REFUSED_UNKNOWN, REFUSED_KEY = 2, 3
@@ -154,16 +155,17 @@ class Proxy(threading.Thread):
     """In the middle between host a, on which it listens, and the server of host b.
 
     spoil: {kind: (direction, offset)}: a bit of the byte at that offset of a connection of that kind is flipped, once. cut: the same,
-    and all connections are closed there. stall: seconds for which nothing passes, from that offset on. counts: bytes so far.
-    token: that of whoever came last. Of all page lines together: rate: bytes a second, None: as many as come; may be changed; background:
-    the same of all but the first, for which the rate is then. cuts: numbers of bytes after each of which all connections are cut.
-    shut_at: what is not passed on, nor anything else from then on.
+    and all connections are closed there. stall: seconds for which nothing passes, from that offset on. counts: bytes so far. token:
+    that of whoever came last. Of all page lines together: rate: bytes a second, None: as many as come; may be changed; background: the
+    same of all but the first, for which the rate is then. keep: how many bytes may pass so; then, DRIP at the most until there is no
+    rate any more: on a host so slow that a test's steps take minutes, pages are missing for as long. cuts: numbers of bytes after each
+    of which all connections are cut. shut_at: what is not passed on, nor anything else from then on.
     """
 
     def __init__(self, rig, spoil=None, cut=None, stall=None, stall_seconds=0, rate=None, background=None, cuts=(), shut_at=None):
         super().__init__(daemon=True)
         self.rate, self.background, self.cuts, self.shut_at, self.shut = rate, background, list(cuts), shut_at, False
-        self.paces = {False: threading.Lock(), True: threading.Lock()}
+        self.paces, self.keep = {False: threading.Lock(), True: threading.Lock()}, None
         self.rig, self.spoil, self.cut, self.stall, self.stall_seconds = rig, spoil, cut, stall, stall_seconds
         self.happened, self.counts, self.lock, self.pairs, self.open, self.token = False, {}, threading.Lock(), [], True, None
         self.listener = rig.a.socket()
@@ -223,6 +225,9 @@ class Proxy(threading.Thread):
         slow = bool(channel and self.background)
         with self.paces[slow]:
             rate = self.background if slow else self.rate
+            if rate and self.keep is not None:
+                self.keep -= length
+                rate = rate if self.keep > 0 else min(rate, DRIP)
             time.sleep(length / rate if rate else 0)
 
     def lined(self, channel, data):

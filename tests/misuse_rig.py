@@ -68,6 +68,12 @@ def make_script(path, text):
     os.unlink(f"{path}.text")
 
 
+def catches(pid, signum):
+    """It has begun to."""
+    with open(f"/proc/{pid}/status", encoding="latin-1") as f:
+        return int(re.search(r"^SigCgt:\s*(\w+)", f.read(), re.M)[1], 16) >> (signum - 1) & 1
+
+
 def listens(path):
     """Somebody does on that socket; it is not enough that it is there."""
     with open("/proc/net/unix", encoding="latin-1") as f:
@@ -178,11 +184,22 @@ class Vm:
         self.stands_still()
 
     def stands_still(self, seconds=0.4):
-        time.sleep(0.1)                                 # what was said before is read
+        wait_for("all that was said before to be read", 5, lambda: not self.console.unread())
+        time.sleep(0.1)                                 # and understood
         before = self.console.passes
         time.sleep(seconds)
         self.console.check()
         check(self.console.passes == before, f"the guest ran: pass {before} became {self.console.passes}")
+
+    def comes_to_rest(self, seconds=1):
+        """Before long: what it has at hand may carry it on for a moment, a longer one on a busy machine."""
+        def rests():
+            before = self.console.passes
+            time.sleep(seconds)
+            self.console.check()
+            return self.console.passes == before
+        wait_for("a guest that waits", 20, rests)
+        self.stands_still(seconds)
 
     def kill(self):
         if self.alive():

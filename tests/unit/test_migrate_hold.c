@@ -20,6 +20,7 @@
 #include "util/log.h"
 
 #define LIFE_NS (30 * NSEC_PER_SEC) // should the test be killed
+#define PATIENCE_NS (20 * NSEC_PER_SEC)
 
 static struct shared {
 	pid_t vm;
@@ -112,10 +113,17 @@ static void tear_down(void)
 	munmap(shared, sizeof *shared);
 }
 
+static void wait_state(char state)
+{
+	for (uint64_t end = clock_now_ns() + PATIENCE_NS; process_state(shared->vm) != state && clock_now_ns() < end;)
+		usleep(1000);
+}
+
 static void expect_stands(char state)
 {
 	uint64_t was = turns();
 
+	wait_state(state);
 	usleep(200000);
 	ck_assert_int_eq(process_state(shared->vm), state);
 	ck_assert_uint_eq(turns(), was);
@@ -125,7 +133,7 @@ static void expect_stands(char state)
 START_TEST(shell_ends)
 {
 	ck_assert_int_eq(kill(shared->vm, SIGSTOP), 0);
-	usleep(100000);
+	wait_state('T');
 	ck_assert_int_eq(hold_begin(&hold), 0);
 	end_shell();
 	expect_stands('t');
@@ -149,7 +157,8 @@ START_TEST(somebody_lets_it_go_on)
 	expect_stands('T');
 	ck_assert(!hold_has_run(shared->vm, ran));
 	ck_assert_int_eq(kill(shared->vm, SIGCONT), 0);
-	usleep(300000);
+	for (uint64_t end = clock_now_ns() + PATIENCE_NS; !hold_has_run(shared->vm, ran) && clock_now_ns() < end;)
+		usleep(1000);
 	ck_assert(hold_has_run(shared->vm, ran));
 	ck_assert(!hold_has_run(shared->vm, 0)); // it is not known
 }

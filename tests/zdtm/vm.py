@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a test knows of a VM: its serial line, its processes, the blocks of its memory."""
+import fcntl
 import json
 import os
 import re
 import signal
 import socket
 import struct
+import termios
 import threading
 import time
 
@@ -114,7 +116,7 @@ class Console(threading.Thread):
         super().__init__(daemon=True)
         self.path, self.log = path, log
         self.passes, self.readies, self.bad, self.last = passes, 0, None, ""
-        self.ended = threading.Event()
+        self.ended, self.socket = threading.Event(), None
         self.start()
 
     def run(self):
@@ -125,6 +127,7 @@ class Console(threading.Thread):
                         s.settimeout(0.2)
                         s.connect(self.path)
                         log.write("-- connected\n")
+                        self.socket = s
                         self.read(s, log)
                 except OSError:
                     self.ended.wait(0.005)
@@ -143,6 +146,13 @@ class Console(threading.Thread):
                 line = line.decode("latin-1").strip()
                 log.write(line + "\n")
                 self.line(line)
+
+    def unread(self):
+        """Bytes that it has said, and that have not been read yet."""
+        try:
+            return struct.unpack("i", fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)))[0] if self.socket else 0
+        except (OSError, ValueError):       # it was closed
+            return 0
 
     def line(self, line):
         if m := re.fullmatch(r"ok (\d+)( .*)?", line):
@@ -187,7 +197,7 @@ def peer_pid(path):
 
 def qmp(path, command):
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(20)
+        s.settimeout(100)
         s.connect(path)
         f = s.makefile("rw")
         f.readline()

@@ -334,7 +334,7 @@ def kvm_works():
         return False
     try:
         p = subprocess.run([QEMU, "-accel", "kvm", "-display", "none", "-nodefaults", "-S", "-monitor", "stdio"],
-                           input=b"quit\n", capture_output=True, timeout=10, check=False)
+                           input=b"quit\n", capture_output=True, timeout=50, check=False)
         return p.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
