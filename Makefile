@@ -85,6 +85,8 @@ faulty: $(FAULTY)
 
 include tests/zdtm/guests.mk
 include tests/fuzz/fuzz.mk
+include tests/nested/nested.mk
+include bench/bench.mk
 
 # Packages first, and the building in a make of its own: it asks tools that come with them.
 deps: ## install the Debian packages that building and testing need, or say which
@@ -120,6 +122,16 @@ migration: deps ## every fault at every stage of a migration, the wire cut anywh
 	$(Q)$(MAKE) all guests
 	$(Q)python3 -B tests/migration.py --build $(B) --long
 
+bench-paging: ## memory that does not fit, beside the kernel's swap and the disk itself; takes hours
+	$(Q)tests/deps.sh bench
+	$(Q)$(MAKE) all guests $(BENCH_PAGING)
+	$(Q)$(MAKE) B=$(B)/no-drain CPPFLAGS=-DBENCH_NO_DRAIN all
+	$(Q)python3 -B bench/paging.py --build $(B)
+
+soak: deps ## an hour of verifying guests under random budgets and pressure
+	$(Q)$(MAKE) all guests
+	$(Q)python3 -B tests/soak.py --build $(B)
+
 lint: ## clang-tidy, cppcheck, shellcheck
 	$(Q)tests/deps.sh lint
 	$(Q)$(MAKE) $(GEN)
@@ -138,4 +150,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check damage asan zdtm migration lint install clean help unit platform faulty life
+.PHONY: all deps demo check damage asan zdtm migration soak bench-paging lint install clean help unit platform faulty life

@@ -8,11 +8,11 @@ declare -A _criu_vm_options=(
 	[check]="--feature:"
 	[dump]="--tree: -t: --images-dir: -D: --stream --leave-running -R --leave-stopped -s --prev-images-dir: --track-mem --background --disk-snapshot --compress:"
 	[pre-dump]="--tree: -t: --images-dir: -D: --prev-images-dir: --compress: --untrack"
-	[restore]="--images-dir: -D: --stream --page-server: --name: --lazy-pages --fill --ram: --swap: --swap-sparse --qemu: --force --tls-creds: --insecure --user:"
+	[restore]="--images-dir: -D: --stream --page-server: --name: --lazy-pages --fill --ram: --swap: --swap-sparse --paging: --qemu: --force --tls-creds: --insecure --user:"
 	[migrate]="--tree: -t: --name: --ram: --swap: --lazy --max-rounds: --downtime-limit: --channels: --max-bandwidth: --compress: --tls-creds: --insecure --resume"
 	[stat]="--watch -w --prometheus --missing"
-	[set]="--ram: --swap: --swap-sparse"
-	[lazy-pages]="--address: --port: --total-ram: --vm-ram: --swap: --swap-sparse --map: --tls-creds: --insecure --user: --qemu: --once --images: --name: --images-dir: -D: --page-server:"
+	[set]="--ram: --paging: --swap: --swap-sparse"
+	[lazy-pages]="--address: --port: --total-ram: --vm-ram: --swap: --swap-sparse --paging: --map: --tls-creds: --insecure --user: --qemu: --once --images: --name: --images-dir: -D: --page-server:"
 	[verify]="--stream"
 	[merge]="--output: -o:"
 	[show]=""
@@ -53,6 +53,10 @@ _criu_vm_value() {
 	--user) COMPREPLY=($(compgen -u -- "$word")) ;;
 	--tree | -t) COMPREPLY=($(compgen -W "$(pgrep qemu-system)" -- "$word")) ;;
 	--compress) COMPREPLY=($(compgen -W "zstd zstd:" -- "$word")) ;;
+	--paging)
+		compopt -o nospace 2>/dev/null
+		COMPREPLY=($(compgen -W "method= access= queue-bits= spin= folios=" -- "$word"))
+		;;
 	--name) [[ ${COMP_WORDS[1]} == restore ]] || COMPREPLY=($(_criu_vm_names "$word")) ;;
 	esac
 }

@@ -39,6 +39,7 @@ bool check_dev_userfaultfd(struct check_ctx *c, const struct check_item *item, s
 bool check_pagemap_scan(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_io_uring(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 bool check_thp(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
+bool check_folios(struct check_ctx *c, const struct check_item *item, struct check_answer *a);
 
 // What is done to a QEMU, on a child of ours. check_victim.c
 bool check_pidfd_getfd(struct check_ctx *c, const struct check_item *item, struct check_answer *a);

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -8,7 +7,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,11 +14,10 @@
 #include "mm/pagemap.h"
 #include "mm/uapi.h"
 #include "mm/uffd.h"
+#include "pvmem/folio.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/size.h"
-
-#define THP_DIR "/sys/kernel/mm/transparent_hugepage/"
 
 bool check_read_line(const char *path, char *buf, int size)
 {
@@ -179,70 +176,42 @@ bool check_io_uring(struct check_ctx *c, const struct check_item *item, struct c
 	return all;
 }
 
-// What one touch of a fresh memfd allocates; 0: cannot be told.
-static uint64_t allocated_by_touch(int advice)
-{
-	const size_t len = 32 * MiB;
-	_cleanup_close_ int fd = memfd_create("check", MFD_CLOEXEC);
-	struct stat st = { 0 };
-	char *p;
-
-	if (fd < 0 || ftruncate(fd, (off_t)len))
-		return 0;
-	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		return 0;
-	madvise(p, len, advice);
-	*(volatile char *)(p + len / 2) = 1;
-	if (fstat(fd, &st))
-		st.st_blocks = 0;
-	munmap(p, len);
-	return (uint64_t)st.st_blocks * 512;
-}
-
-// The sizes above a chunk that a memfd may be given, as "2048kB 4096kB"; "inherit" follows the setting for all.
-static void list_large(char *buf, size_t size)
-{
-	char path[320], value[128], global[128] = "";
-	DIR *dir = opendir(THP_DIR);
-	struct dirent *d;
-	unsigned kib;
-
-	*buf = 0;
-	check_read_line(THP_DIR "shmem_enabled", global, sizeof global);
-	while (dir && (d = readdir(dir))) {
-		snprintf(path, sizeof path, THP_DIR "%s/shmem_enabled", d->d_name);
-		if (sscanf(d->d_name, "hugepages-%ukB", &kib) != 1 || kib <= MiB / KiB || !check_read_line(path, value, sizeof value))
-			continue;
-		if (strstr(value, "[inherit]"))
-			memcpy(value, global, sizeof value);
-		if (*value && !strstr(value, "[never]") && !strstr(value, "[deny]"))
-			snprintf(buf + strlen(buf), size - strlen(buf), "%s%ukB", *buf ? " " : "", kib);
-	}
-	if (dir)
-		closedir(dir);
-}
-
 bool check_thp(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
 {
-	uint64_t plain = allocated_by_touch(MADV_NOHUGEPAGE), huge = allocated_by_touch(MADV_HUGEPAGE);
-	char large[96], size[16], size_huge[16];
+	char larger[96];
+	enum pv_folios here = pv_folios_here(larger);
 
 	(void)c;
 	(void)item;
-	list_large(large, sizeof large);
-	size_format(plain, size);
-	size_format(huge, size_huge);
-	if (plain > PAGE_SIZE) {
-		check_found(a, "a touched page takes %s although it is advised not to", size);
+	if (here == PV_FOLIOS_ALWAYS)
+		check_found(a, "a touched page takes more although it is advised not to");
+	if (here == PV_FOLIOS_LARGER) {
+		check_found(a, "shared memory may get pages above 1 MiB (%s): a chunk going out would hold or split its neighbours", larger);
+		check_advise(a, "write 'never' to " PV_FOLIOS_DIR "hugepages-%s/shmem_enabled", strchr(larger, ' ') ? "SIZE" : larger);
+	}
+	return here != PV_FOLIOS_ALWAYS && here != PV_FOLIOS_LARGER;
+}
+
+bool check_folios(struct check_ctx *c, const struct check_item *item, struct check_answer *a)
+{
+	(void)c;
+	(void)item;
+	switch (pv_folios_here(NULL)) {
+	case PV_FOLIOS_YES:
+		if (!pv_folio_is_free())
+			check_found(a, "permitted, but no MiB of memory is in one piece just now; pages of 4 KiB are taken then");
+		return true;
+	case PV_FOLIOS_OFF:
+		check_found(a, "they are switched off");
+		check_advise(a, "echo advise > " PV_FOLIOS_SETTING "; to make that last: echo 'w " PV_FOLIOS_SETTING " - - - - advise' > "
+				"/etc/tmpfiles.d/criu-vm.conf");
+		return false;
+	case PV_FOLIOS_NONE:
+		check_found(a, "this kernel has none of that size for shared memory");
+		return false;
+	default:
+		check_found(a, "there are other sizes than 4 KiB and 1 MiB");
+		check_advise(a, "see thp");
 		return false;
 	}
-	if (huge > MiB || *large) {
-		check_found(a, "shared memory may get pages above 1 MiB (%s): a chunk going out would hold or split its neighbours",
-			    *large ? large : size_huge);
-		check_advise(a, "write 'never' to " THP_DIR "hugepages-%s/shmem_enabled", *large && !strchr(large, ' ') ? large : "SIZE");
-		return false;
-	}
-	check_found(a, huge > PAGE_SIZE ? "large pages of %s where advised" : "large pages are off", size_huge);
-	return true;
 }

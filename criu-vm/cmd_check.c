@@ -53,6 +53,8 @@ static const struct check_item items[] = {
 	{ "oom-score", "a pager that is spared when memory is short", false, check_oom_score, "run with CAP_SYS_RESOURCE", 0 },
 	{ "thp", "a page brought in takes one page of memory, at most a chunk", false, check_thp,
 	  "write 'never' to the shmem_enabled of the sizes named", 0 },
+	{ "folios", "chunks that are one piece of 1 MiB: a quarter of the CPU time that paging them takes", false, check_folios,
+	  "run Linux 6.11 or later; without them memory is taken by pages of 4 KiB", 0 },
 	{ "memlock", "memory that the pager may lock", false, check_memlock, "run as root, or raise 'ulimit -l'", 0 },
 	{ "idle-bitmap", "cheaper knowledge of what the guest uses", false, check_idle_bitmap,
 	  "run a kernel with CONFIG_IDLE_PAGE_TRACKING; without it the pager samples by faults", 0 },

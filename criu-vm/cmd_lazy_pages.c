@@ -28,6 +28,7 @@ static const struct cmd_option options[] = {
 	{ 0, "vm-ram", "SIZE|PCT%", "memory for each VM, or the share that it gets of its RAM, unless migrate --ram asks for more or less" },
 	{ 0, "swap", "PATH", "folder for swap images; with --name: where the VM's swap image is now" },
 	{ 0, "swap-sparse", NULL, "do not reserve the swap images' space" },
+	{ 0, "paging", "KEY=VALUE[,...]", "how VMs are paged, or that of --name: method, access, queue-bits, spin, folios" },
 	{ 0, "map", "FILE", "what disks, bridges and interfaces of other hosts are called here" },
 	{ 0, "tls-creds", "DIR", "only TLS, with these credentials, named as QEMU's" },
 	{ 0, "insecure", NULL, "in the clear, to whoever can reach the address" },
@@ -59,10 +60,15 @@ struct lazy_pages_opts {
 };
 
 // With what a server's option does not go.
-static void note_use(struct lazy_pages_opts *o, const char *name)
+static void note_use(struct lazy_pages_opts *o, const char *name, const char *value)
 {
 	if (!strcmp(name, "tls-creds") || !strcmp(name, "insecure")) {
 		o->secures = name;
+		return;
+	}
+	if (!strcmp(name, "paging")) {
+		o->takes_vms = name;
+		o->replace.paging = value;
 		return;
 	}
 	o->server_only = name;
@@ -96,7 +102,7 @@ static bool on_option(void *ctx, const char *name, const char *value)
 	else if (!strcmp(name, "lock-fd"))
 		o->lock_fd = atoi(value);
 	else {
-		note_use(o, name);
+		note_use(o, name, value);
 		if (!server_option(&o->server, name, value, what))
 			return true;
 		cmd_usage_error(&cmd_lazy_pages, "%s", what);
@@ -184,7 +190,7 @@ static int take_over(const struct lazy_pages_opts *o, const struct cmd_common *c
 	if (o->supervise || o->serve || o->bury)
 		return be(o, &rd);
 	r = replace_pager(&(struct replace_opts){ .name = o->replace.name, .swap = o->replace.swap, .images = o->replace.images,
-						  .server = o->replace.server, .tls_creds = o->server.tls_creds, .insecure = o->server.insecure },
+						  .paging = o->replace.paging, .server = o->replace.server, .tls_creds = o->server.tls_creds, .insecure = o->server.insecure },
 			  &rd);
 	run_dir_close(&rd);
 	return r;
@@ -192,7 +198,7 @@ static int take_over(const struct lazy_pages_opts *o, const struct cmd_common *c
 
 static int run(int argc, char **argv)
 {
-	struct lazy_pages_opts o = { .launch_fd = -1, .lock_fd = -1, .server.port = WIRE_PORT };
+	struct lazy_pages_opts o = { .launch_fd = -1, .lock_fd = -1, .server = { .port = WIRE_PORT, .tuning = PV_TUNING_DEFAULT } };
 	struct cmd_common common;
 	int rest, r = cmd_parse(&cmd_lazy_pages, argc, argv, &common, on_option, &o, &rest);
 

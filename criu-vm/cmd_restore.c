@@ -27,6 +27,7 @@ static const struct cmd_option options[] = {
 	{ 0, "ram", "SIZE", "physical memory that guest RAM may take; the rest lives in a swap image" },
 	{ 0, "swap", "PATH", "file or block device for the swap image, or a folder for it (default /var/lib/criu-vm/swap)" },
 	{ 0, "swap-sparse", NULL, "do not reserve the swap image's space" },
+	{ 0, "paging", "KEY=VALUE[,...]", "with --ram or --lazy-pages: how it is paged: method, access, queue-bits, spin, folios" },
 	{ 0, "qemu", "FILE", "another QEMU, as new or newer (default: the recorded one)" },
 	{ 0, "force", NULL, "even if a disk has changed since the dump" },
 	{ 0 },
@@ -34,9 +35,20 @@ static const struct cmd_option options[] = {
 
 struct restore_args {
 	struct restore_opts o;
-	bool stream;
+	bool stream, paging;
 	char qemu[PATH_MAX];
 };
+
+static bool on_paging(struct restore_args *a, const char *value)
+{
+	char why[128];
+
+	a->paging = true;
+	if (pv_tuning_parse(value, &a->o.tuning, why))
+		return true;
+	cmd_usage_error(&cmd_restore, "--paging: %s", why);
+	return false;
+}
 
 static bool on_option(void *ctx, const char *name, const char *value)
 {
@@ -69,6 +81,8 @@ static bool on_option(void *ctx, const char *name, const char *value)
 		o->force = true;
 	else if (!strcmp(name, "qemu"))
 		o->qemu = value;
+	else if (!strcmp(name, "paging"))
+		return on_paging(a, value);
 	else if (!strcmp(name, "ram") && (size_parse(value, &o->ram) || !o->ram)) {
 		cmd_usage_error(&cmd_restore, "--ram %s is no size; write for example 256M or 1.5G", value);
 		return false;
@@ -143,12 +157,14 @@ static const char *contradiction(const struct restore_args *a)
 		return "that is no --name: letters, digits, '.', '_' and '-', 64 at most, beginning with a letter or digit";
 	if (a->o.fill && !a->o.lazy)
 		return "--fill goes with --lazy-pages; without that, everything comes before the VM runs";
+	if (a->paging && !a->o.lazy && !a->o.ram)
+		return "--paging goes with --ram or --lazy-pages; without both, all of the VM is in plain memory";
 	return NULL;
 }
 
 static int run(int argc, char **argv)
 {
-	struct restore_args a = { 0 };
+	struct restore_args a = { .o.tuning = PV_TUNING_DEFAULT };
 	struct cmd_common common;
 	struct restore restore;
 	uint64_t begun = clock_now_ns();

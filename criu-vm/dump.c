@@ -169,6 +169,8 @@ static int commit(void *ctx)
 	d->times.memwrite_us = d->times.memdump_us + (clock_now_ns() - begun) / 1000;
 	if (!r && !d->o->pre)
 		r = dump_write_device_state(d);
+	if (!r && !d->o->pre)
+		r = img_writer_resident(d->writer, &d->resident);
 	if (!r && d->o->dir)
 		r = dump_write_vm(d);
 	if (d->src.standing)
@@ -201,6 +203,7 @@ static const struct stage dump_stages[] = {
 	{ "images", open_images, close_images },
 	{ "track", dump_track, dump_track_undo },
 	{ "prepare-disks", prepare_disks, prepare_disks_undo },
+	{ "resident", dump_look_at_resident, NULL },
 	{ "stop", stop, stop_undo },
 	{ "state", save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
@@ -219,6 +222,7 @@ static const struct stage background_stages[] = {
 	{ "images", open_images, close_images },
 	{ "prepare-disks", prepare_disks, prepare_disks_undo },
 	{ "protect", protect, dump_unprotect },
+	{ "resident", dump_look_at_resident, NULL },
 	{ "stop", stop, stop_undo },
 	{ "state", save_state, NULL },
 	{ "disks", save_disks, save_disks_undo },
@@ -252,6 +256,7 @@ static void dump_fini(struct dump *d)
 	mm_protect_end(d->protect);
 	img_writer_free(d->writer);
 	img_dir_close(d->parent);
+	img_resident_fini(&d->resident);
 	qemu_prepared_free(d->prepared);
 	source_fini(&d->src);
 }

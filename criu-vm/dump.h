@@ -7,6 +7,7 @@
 //   images      a directory beside the one to be, or the stream
 //   track       --track-mem, pre-dump: what is written from here on is noted            undone by its end
 //   protect     --background: what is written to is told before                         undone by its end
+//   resident    of a VM in private virtual memory: what is in memory, for a restore to begin with
 //   stop        QMP: vCPUs stand, block I/O is drained and flushed                      undone by cont
 //   state       QMP: device state
 //   disks       --disk-snapshot: from here on the VM writes to new files                undone by block-commit

@@ -5,12 +5,13 @@
 //   dump_track.c    tracking, and the parent of an increment
 //   dump_memory.c   guest RAM: whole, or an increment
 //   dump_background.c  guest RAM while the VM runs
-//   dump_record.c   vm.img and device-state.img
+//   dump_record.c   vm.img, device-state.img and resident.img
 #pragma once
 #include "criu-vm/dump.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/source.h"
 #include "images/reader.h"
+#include "images/resident.h"
 #include "images/writer.h"
 #include "mm/protect.h"
 
@@ -27,6 +28,7 @@ struct dump {
 	struct qemu_prepared *prepared;
 	char suffix[40];
 	bool disks_moved; // the VM writes to the snapshots' files
+	struct img_resident resident; // what was in memory before the VM stood
 	struct img_times times;
 	struct progress progress;
 	struct dump_result *result;
@@ -51,6 +53,8 @@ int dump_copy_background(void *ctx); // lets the VM go on
 void dump_unprotect(void *ctx);
 
 // dump_record.c
+// A stage: notes what is in memory, and how hot it is. What cannot be had is left out.
+int dump_look_at_resident(void *ctx);
 int dump_write_device_state(struct dump *d);
 int dump_write_vm(struct dump *d);
 // What a stream begins with.

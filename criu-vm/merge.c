@@ -8,6 +8,7 @@
 #include "criu-vm/chunk_threads.h"
 #include "criu-vm/owner.h"
 #include "images/format.h"
+#include "images/resident.h"
 #include "images/writer.h"
 #include "util/bitmap.h"
 #include "util/log.h"
@@ -96,6 +97,18 @@ static int merge_pages(struct merge *m)
 	return err ? err : img_writer_end_pages(m->to);
 }
 
+// What was in memory at the end of the chain; what it was before does not matter.
+static int merge_resident(struct merge *m)
+{
+	struct img_resident resident;
+	int err = img_dir_resident(m->from, &resident);
+
+	if (!err)
+		err = img_writer_resident(m->to, &resident);
+	img_resident_fini(&resident);
+	return err;
+}
+
 static int merge_all(struct merge *m, const char *to, struct merge_result *r)
 {
 	bool ram_only = img_dir_ram_only(m->from);
@@ -104,6 +117,8 @@ static int merge_all(struct merge *m, const char *to, struct merge_result *r)
 
 	if (!err)
 		err = merge_pages(m);
+	if (!err && !ram_only)
+		err = merge_resident(m);
 	if (!err)
 		err = img_writer_vm(m->to, img_dir_vm(m->from));
 	if (!err && !ram_only)

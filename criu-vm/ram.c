@@ -442,6 +442,19 @@ bool ram_file_stands(struct ram *r, uint32_t block)
 	       ns_of(&b->file.st_ctim) == ns_of(&was.st_ctim);
 }
 
+bool ram_has_pager(const struct ram *r)
+{
+	return r->paged && run_dir_is_locked(&r->rd);
+}
+
+void ram_resident(const struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4])
+{
+	const struct pv_pages *p = &r->pages[r->blocks[block].first + chunk];
+
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		map[w] = __atomic_load_n(&p->valid[w], __ATOMIC_RELAXED);
+}
+
 int ram_ages(struct ram *r, uint8_t *ages)
 {
 	_cleanup_free_ char *list = NULL;

@@ -57,6 +57,11 @@ void ram_in_images(struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4
 // virtual memory. Logs.
 int ram_ages(struct ram *r, uint8_t *ages);
 
+// Its pager is there.
+bool ram_has_pager(const struct ram *r);
+// The pages of a chunk that are in memory now, of a VM in private virtual memory; others may come and go meanwhile.
+void ram_resident(const struct ram *r, uint32_t block, uint64_t chunk, uint64_t map[4]);
+
 // Takes all that was written since it was taken before; of an ordinary VM, since mm_track_begin(). discards: the VM may have given
 // pages back, which shared memory does not tell from pages that nobody touched. Logs.
 int ram_take(struct ram *r, bool discards);

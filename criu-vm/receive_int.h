@@ -67,8 +67,6 @@ void receive_offer_undo(void *ctx);
 int receive_lazy_offer(struct receive *rv);
 // Before the source is admitted: its lines may come from then on. Logs.
 int receive_lazy_admit(struct receive *rv);
-// What its pagers fill by. Logs.
-int receive_lazy_hotness(struct receive *rv, const uint8_t *hotness);
 // All that comes before it runs has come: its pager finds in the state what has not. Logs.
 int receive_lazy_arrived(struct receive *rv);
 // It runs: is TOKEN.lazy still there, for the source's lines? If nothing was missing, waits a little until its pager has removed it.

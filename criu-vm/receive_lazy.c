@@ -22,7 +22,6 @@
 #include "criu-vm/receive_int.h"
 #include "criu-vm/vm_remote.h"
 #include "util/cleanup.h"
-#include "util/io.h"
 #include "util/log.h"
 #include "util/user.h"
 
@@ -174,26 +173,6 @@ int receive_lazy_admit(struct receive *rv)
 	if (!err && rv->r.state.images)
 		err = map_in_images(rv);
 	return err ? err : migration_lazy_save(rv->o->token, &l);
-}
-
-int receive_lazy_hotness(struct receive *rv, const uint8_t *hotness)
-{
-	_cleanup_close_ int fd = -1;
-	_cleanup_free_ uint8_t *levels = NULL;
-	int err;
-
-	if (!rv->offer->offer->lazy)
-		return 0;
-	levels = malloc(rv->r.nr_chunks);
-	if (!levels)
-		return -ENOMEM;
-	for (uint64_t i = 0; i < rv->r.nr_chunks; i++)
-		levels[i] = hotness[i * WIRE_HOTNESS_LEN];
-	fd = openat(rv->r.rd.fd, "hotness", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	err = fd < 0 ? -errno : io_write_full(fd, levels, rv->r.nr_chunks);
-	if (err)
-		log_err("%s/hotness: %s", rv->r.rd.path, strerror(-err));
-	return err;
 }
 
 int receive_lazy_arrived(struct receive *rv)

@@ -166,7 +166,8 @@ static int check_offer(struct receive *rv)
 	if (offer->swap && (err = check_swap(rv, offer->swap)))
 		return err;
 	rv->ro = (struct restore_opts){ .name = offer->name, .run_dir = s->run_dir, .log_file = s->log_file, .ram = choose_budget(rv), .qemu = s->qemu,
-					.swap = offer->swap ? offer->swap : s->swap, .swap_sparse = s->swap_sparse };
+					.swap = offer->swap ? offer->swap : s->swap, .swap_sparse = s->swap_sparse,
+					.tuning = s->tuning };
 	rv->r.from_peer = true;
 	rv->r.vm = rv->vm;
 	rv->r.argv = rv->vm->argv;

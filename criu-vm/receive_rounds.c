@@ -165,7 +165,7 @@ static int take_plan(struct receive *rv)
 	err = len == want ? pv_placement_plan(&rv->placement, hotness, rv->r.nr_chunks) : -EBADMSG;
 	if (err)
 		log_err("%s: what it says of how hot its chunks are cannot be of this VM", wire_peer(rv->c));
-	return err ? err : receive_lazy_hotness(rv, hotness);
+	return err || !rv->r.paging ? err : restore_note_hotness(&rv->r, hotness);
 }
 
 static int unpack_state(struct receive *rv, const void *packed, size_t len, const char *(*find_fault)(const DeviceStateEntry *ds),

@@ -105,6 +105,22 @@ static int pager_pid(const struct replacing *p, const char **trouble, json_t **a
 	return (int)json_integer_value(json_object_get(*answer, "pager_pid"));
 }
 
+// One of an earlier version would write down the state that the next one begins with, and leave that out of it. now: its stat.
+static int check_paging(const struct replacing *p, const json_t *now)
+{
+	if (!p->o->paging)
+		return 0;
+	if (!p->state.paging) {
+		log_err("VM '%s' is not paged: it was restored without --ram and --lazy-pages", p->rd->name);
+		return -EINVAL;
+	}
+	if (!p->old_pager || json_object_get(now, "tuning"))
+		return 0;
+	log_err("VM '%s': its pager is of an earlier version, which knows no --paging; replace it without that first: "
+		"criu-vm lazy-pages --name %s", p->rd->name, p->rd->name);
+	return -EPROTO;
+}
+
 // The pager makes room for another by itself.
 static int ask_pager(struct replacing *p)
 {
@@ -116,6 +132,8 @@ static int ask_pager(struct replacing *p)
 		json_object_set_new(request, "swap", json_string(p->swap));
 	if (p->images)
 		json_object_set_new(request, "images", json_string(p->images));
+	if (p->o->paging)
+		json_object_set_new(request, "paging", json_string(p->o->paging));
 	if (p->remote) {
 		json_object_set_new(request, "remote", json_string(p->remote));
 		json_object_set_new(request, "remote_insecure", json_boolean(p->o->insecure));
@@ -164,7 +182,10 @@ static int replace_string(char **to, const char *s)
 static int prepare(struct replacing *p)
 {
 	int r = run_dir_mark(p->rd, "exe", p->exe);
+	char why[128];
 
+	if (p->o->paging)
+		pv_tuning_parse(p->o->paging, &p->state.tuning, why);
 	if (!r)
 		r = replace_string(&p->state.swap_path, p->swap);
 	if (!r)
@@ -177,7 +198,7 @@ static int prepare(struct replacing *p)
 		r = replace_string(&p->state.remote, p->remote);
 	if (!r)
 		r = replace_string(&p->state.remote_tls, p->remote_tls);
-	return r || (!p->swap && !p->images && !p->remote) ? r : vm_state_save(p->rd, &p->state);
+	return r || (!p->swap && !p->images && !p->remote && !p->o->paging) ? r : vm_state_save(p->rd, &p->state);
 }
 
 // The supervisor that there is starts a pager by itself, or we start one that does.
@@ -260,8 +281,10 @@ int replace_pager(const struct replace_opts *o, struct run_dir *rd)
 	}
 	if (!r && !(r = find_exe(&p)) && !(r = check_swap(&p)) && !(r = check_images(&p)) && !(r = check_server(&p))) {
 		p.old_pager = pager_pid(&p, &trouble, &answer);
+		r = check_paging(&p, answer);
 		json_decref(answer);
-		r = p.old_pager ? replace_serving(&p) : start_pager(&p);
+		if (!r)
+			r = p.old_pager ? replace_serving(&p) : start_pager(&p);
 	}
 	if (!r && p.swap)
 		swap_registry_add(rd->name, p.swap, p.state.swap_token);

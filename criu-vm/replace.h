@@ -5,6 +5,7 @@
 struct replace_opts {
 	const char *name;
 	const char *swap, *images; // where they are now; NULL: where they were
+	const char *paging;        // changes how the VM is paged (pvmem/tuning.h), and is understood; NULL: as before
 	const char *server;        // of the checkpoint, the same: HOST[:PORT]
 	const char *tls_creds;     // with it; NULL: as before
 	bool insecure;

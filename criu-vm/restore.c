@@ -12,6 +12,7 @@
 
 #include "criu-vm/owner.h"
 #include "criu-vm/stages.h"
+#include "pvmem/folio.h"
 #include "qemu/qmp.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -97,6 +98,7 @@ int restore_lay_out(struct restore *r)
 		return err;
 	r->state.ram = r->ram;
 	r->state.nr_chunks = r->nr_chunks;
+	r->state.tuning = r->o->tuning;
 	r->state.budget = r->o->ram && r->o->ram < r->ram ? r->o->ram : r->ram;
 	r->paging = r->state.paging = r->o->lazy || r->state.budget < r->ram;
 	r->state.log = strdup(r->log);
@@ -182,7 +184,7 @@ static const struct stage stages[] = {
 void restore_init(struct restore *r, const struct restore_opts *o)
 {
 	*r = (struct restore){ .o = o, .swap = PV_SWAP_NONE, .rd = RUN_DIR_NONE, .launch = LAUNCH_NONE, .io_fd = -1, .monitor = "qmp.sock",
-			       .state = { .target_uffd = -1, .target_ring = -1, .target_io = -1 } };
+			       .state = VM_STATE_NONE };
 }
 
 int restore_run(const struct restore_opts *o, struct restore *r)
@@ -194,8 +196,7 @@ int restore_run(const struct restore_opts *o, struct restore *r)
 void restore_fini(struct restore *r)
 {
 	for (size_t i = 0; r->blocks && i < r->nr_blocks; i++) {
-		if (r->blocks[i].map)
-			munmap(r->blocks[i].map, r->blocks[i].len);
+		pv_block_unmap(&r->blocks[i]);
 		if (r->blocks[i].memfd >= 0)
 			close(r->blocks[i].memfd);
 	}

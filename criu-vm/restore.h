@@ -25,6 +25,7 @@ struct restore_opts {
 	uint64_t ram;         // budget in bytes, 0: as much as the VM has
 	const char *swap;     // path of the image, or a directory for it; NULL: the default directory
 	bool swap_sparse;
+	struct pv_tuning tuning;
 	bool force;           // even if its disks have changed
 	const char *qemu;     // binary, absolute; NULL: the recorded one
 	char *const *replace; // QEMU options
@@ -90,7 +91,13 @@ int restore_memory(void *ctx);
 void restore_memory_undo(void *ctx);
 int restore_place(void *ctx);
 
-// restore_stream.c: the same from a stream: sets stream and vm; takes all of it to its place.
+// restore_hot.c: what was hot where the VM was before.
+// *hotness: as for pv_placement_plan(), the caller's; NULL: nothing is known, or all will be in memory. Notes it, too. Logs; no error.
+void restore_hotness(const struct restore *r, uint8_t **hotness);
+// Notes it for the first pager of the VM, which is in private virtual memory. Logs.
+int restore_note_hotness(const struct restore *r, const uint8_t *hotness);
+
+// restore_stream.c: guest RAM from a stream: sets stream and vm; takes all of it to its place.
 int restore_stream_open(struct restore *r);
 int restore_stream_place(struct restore *r);
 

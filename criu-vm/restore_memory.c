@@ -15,7 +15,9 @@
 #include "criu-vm/restore.h"
 #include "criu-vm/swap_registry.h"
 #include "lazy-pages/image_source.h"
+#include "pvmem/folio.h"
 #include "pvmem/place.h"
+#include "util/cleanup.h"
 #include "util/log.h"
 
 #define NR_BUFFERS 8
@@ -34,7 +36,7 @@ static int make_swap(struct restore *r)
 	return err ? err : swap_registry_publish_image(r->name, &r->swap);
 }
 
-static int make_block(struct restore *r, size_t i)
+static int make_block(struct restore *r, size_t i, bool folios)
 {
 	struct pv_block *b = &r->blocks[i];
 	char name[128];
@@ -45,14 +47,10 @@ static int make_block(struct restore *r, size_t i)
 	if (b->memfd < 0 || ftruncate(b->memfd, (off_t)b->len) < 0 ||
 	    fcntl(b->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
 		goto failed;
-	b->map = mmap(NULL, b->len, PROT_READ | PROT_WRITE, MAP_SHARED, b->memfd, 0);
-	if (b->map == MAP_FAILED) {
-		b->map = NULL;
-		goto failed;
-	}
-	if (r->paging)
-		madvise(b->map, b->len, MADV_NOHUGEPAGE);
-	return 0;
+	err = pv_block_map(b, folios);
+	if (!err)
+		return 0;
+	errno = -err;
 failed:
 	err = -errno;
 	log_err("cannot make %lu MiB of guest RAM: %s", b->len / MiB, strerror(-err));
@@ -123,9 +121,10 @@ int restore_memory(void *ctx)
 {
 	struct restore *r = ctx;
 	int err = r->images ? check_room(r) : 0;
+	bool folios = r->state.tuning.folios && pv_folios_here(NULL) == PV_FOLIOS_YES;
 
 	for (size_t i = 0; !err && i < r->nr_blocks; i++)
-		err = make_block(r, i);
+		err = make_block(r, i, folios);
 	if (!err && r->state.budget < r->ram)
 		err = make_swap(r);
 	if (!err)
@@ -142,11 +141,9 @@ void restore_memory_undo(void *ctx)
 	struct restore *r = ctx;
 
 	for (size_t i = 0; i < r->nr_blocks; i++) {
-		if (r->blocks[i].map)
-			munmap(r->blocks[i].map, r->blocks[i].len);
+		pv_block_unmap(&r->blocks[i]);
 		if (r->blocks[i].memfd >= 0)
 			close(r->blocks[i].memfd);
-		r->blocks[i].map = NULL;
 		r->blocks[i].memfd = -1;
 	}
 	if (r->pages)
@@ -307,9 +304,11 @@ static int move_all(struct mover *v)
 int restore_place(void *ctx)
 {
 	struct restore *r = ctx;
+	_cleanup_free_ uint8_t *hotness = NULL;
 	struct mover *v;
 	int err;
 
+	restore_hotness(r, &hotness);
 	if (r->o->lazy)
 		return 0;
 	if (r->stream)
@@ -325,6 +324,8 @@ int restore_place(void *ctx)
 		err = pv_placement_init(&v->placement, &r->swap, r->blocks, r->nr_blocks, r->pages, r->nr_chunks,
 					r->paging ? pv_placement_budget(r->state.budget) : r->nr_chunks * PV_CHUNK_SIZE);
 	v->placer = (struct pv_placer){ .placement = &v->placement, .loop = &v->loop };
+	if (!err && hotness)
+		err = pv_placement_plan(&v->placement, hotness, r->nr_chunks);
 	if (!err)
 		err = img_unpacker_new(&v->unpacker);
 	for (unsigned i = 0; i < NR_BUFFERS; i++) {

@@ -14,7 +14,7 @@
 //     reason                why QEMU said that it would end
 //     pages                 where each page is: struct pv_pages a chunk, mapped shared by the pager
 //     ages                  how recently each chunk was used, a byte a chunk, when somebody asked last
-//     hotness               of one whose pages come from another host: a byte a chunk, as that has said; the pager fills by it
+//     hotness               how recently each chunk was used where the VM was before, a byte a chunk, if that is known (vm_hot.h)
 //     in-images             and that has pages in images, too: which, 32 bytes a chunk; does not change
 //     qmp.sock              QEMU's monitor for the pager
 //     commands.sock         and one for commands, one at a time
@@ -27,6 +27,7 @@
 
 #include "criu-vm/cgroup.h"
 #include "pvmem/chunk.h"
+#include "pvmem/tuning.h"
 
 #define RUN_DIR_DEFAULT "/run/criu-vm"
 #define LOG_DIR_DEFAULT "/var/log/criu-vm"
@@ -62,6 +63,7 @@ struct vm_state {
 	char *images;          // directory of the page source, or NULL
 	uint64_t images_id;    // img_dir_id() of it
 	bool fill;             // all that it has is wanted, in the background
+	struct pv_tuning tuning;
 	char *remote;          // whose page lines the pages that have not come yet come over, or NULL: HOST:PORT, or an address for messages
 	bool remote_connects;  // the pager connects (a served checkpoint); else the other side does, by the server (vm_remote.h)
 	char *remote_id;       // WIRE_LINE_ID_LEN bytes, hexadecimal
@@ -78,6 +80,7 @@ struct vm_state {
 };
 
 #define RUN_DIR_NONE ((struct run_dir){ .fd = -1 })
+#define VM_STATE_NONE ((struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1, .tuning = PV_TUNING_DEFAULT })
 
 // [A-Za-z0-9][A-Za-z0-9._-]{0,63}
 bool run_dir_name_ok(const char *name);

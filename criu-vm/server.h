@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "pvmem/tuning.h"
 #include "wire/preamble.h"
 
 struct map_file;
@@ -31,6 +32,7 @@ struct server_opts {
 	unsigned vm_percent; // of what it has, 0: see vm_ram
 	const char *swap;    // as of a restore; NULL: the default folder
 	bool swap_sparse;
+	struct pv_tuning tuning; // of VMs that arrive
 	const char *map;     // --map FILE, or NULL
 	const char *images;  // the checkpoint that is served, or NULL
 	const char *tls_creds;

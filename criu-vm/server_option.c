@@ -89,6 +89,16 @@ static int set_qemu(struct server_opts *o, const char *value, char what[WHAT])
 	return -EINVAL;
 }
 
+static int set_paging(struct server_opts *o, const char *value, char what[WHAT])
+{
+	char why[128];
+
+	if (pv_tuning_parse(value, &o->tuning, why))
+		return 0;
+	snprintf(what, WHAT, "--paging: %s", why);
+	return -EINVAL;
+}
+
 int server_option(struct server_opts *o, const char *name, const char *value, char what[256])
 {
 	if (!strcmp(name, "port"))
@@ -97,6 +107,8 @@ int server_option(struct server_opts *o, const char *name, const char *value, ch
 		return set_size(name, &o->total_ram, value, what);
 	if (!strcmp(name, "vm-ram"))
 		return set_vm_ram(o, value, what);
+	if (!strcmp(name, "paging"))
+		return set_paging(o, value, what);
 	if (!strcmp(name, "user"))
 		return set_user(o, value, what);
 	if (!strcmp(name, "qemu"))

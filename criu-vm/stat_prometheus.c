@@ -18,6 +18,7 @@
 #define LEAVING(key) "leaving", key
 #define PLACE(where) "place=\"" where "\""
 #define STAGE(stage) "stage=\"" stage "\""
+#define WINDOW(window) "window=\"" window "\""
 #define KIND(kind) "kind=\"" kind "\""
 
 enum type { GAUGE, COUNTER };
@@ -35,6 +36,7 @@ static const struct series {
 	{ "resident_bytes", NULL, GAUGE, "Physical memory that guest RAM takes.", M("memfd"), 1 },
 	{ "overdraft_bytes", NULL, GAUGE, "Of that, beyond the budget for the sake of I/O in flight.", M("overdraft"), 1 },
 	{ "overdraft_max_bytes", NULL, GAUGE, "The most that it was since the pager's start.", M("overdraft_max"), 1 },
+	{ "idle_bytes", NULL, GAUGE, "Pages in memory that are unmapped, to see whether they are used.", M("idle"), 1 },
 	{ "leaving_bytes", STAGE("under_way"), GAUGE, "Pages in memory on their way out, or ready to be dropped.", M("page_out_under_way"), 1 },
 	{ "leaving_bytes", STAGE("standby"), GAUGE, NULL, M("standby"), 1 },
 	{ "guest_pages_bytes", PLACE("memory"), GAUGE, "Guest RAM by where the newest copy of its pages is.", M("resident"), 1 },
@@ -58,12 +60,20 @@ static const struct series {
 	{ "page_in_bytes_total", PLACE("nowhere"), COUNTER, NULL, C("pages_in_zero"), PAGE_SIZE },
 	{ "filled_bytes_total", PLACE("memory"), COUNTER, "Brought from the images in the background, by where to.", C("pages_filled_memory"), PAGE_SIZE },
 	{ "filled_bytes_total", PLACE("swap"), COUNTER, NULL, C("pages_filled_swap"), PAGE_SIZE },
+	{ "page_ins_total", WINDOW("page"), COUNTER, "Page-ins by how much came with the page that was touched.", C("page_ins_page"), 1 },
+	{ "page_ins_total", WINDOW("block"), COUNTER, NULL, C("page_ins_block"), 1 },
+	{ "page_ins_total", WINDOW("chunk"), COUNTER, NULL, C("page_ins_chunk"), 1 },
+	{ "page_in_ahead_bytes_total", NULL, COUNTER, "Of that, ahead of a sequential or strided access.", C("pages_ahead"), PAGE_SIZE },
+	{ "sampled_pages_total", NULL, COUNTER, "Pages that came unasked, were looked at, and have left.", C("pages_sampled"), 1 },
+	{ "sampled_pages_used_total", NULL, COUNTER, "Of these, those that were touched.", C("pages_sampled_used"), 1 },
+	{ "replayed_bytes", NULL, GAUGE, "Of what was in memory at the dump, brought back in the background.", TOP("replayed"), 1 },
+	{ "replay_left_bytes", NULL, GAUGE, "And of that, at most, yet to come.", TOP("replay_left"), 1 },
 	{ "page_out_bytes_total", KIND("written"), COUNTER, "Taken out of memory; clean: there was a copy.", C("pages_out_written"), PAGE_SIZE },
 	{ "page_out_bytes_total", KIND("clean"), COUNTER, NULL, C("pages_out_clean"), PAGE_SIZE },
 	{ "page_out_bytes_total", KIND("zero"), COUNTER, NULL, C("pages_out_zero"), PAGE_SIZE },
 	{ "discarded_bytes_total", NULL, COUNTER, "Given back by the guest.", C("pages_discarded"), PAGE_SIZE },
 	{ "chunks_out_total", NULL, COUNTER, "Chunks of 1 MiB that were paged out.", C("chunks_out"), 1 },
-	{ "chunks_rescued_total", NULL, COUNTER, "Chunks that were touched on their way out, and stayed.", C("chunks_rescued"), 1 },
+	{ "kept_bytes_total", NULL, COUNTER, "Pages that were touched on their way out, and stayed.", C("pages_kept"), PAGE_SIZE },
 	{ "drains_total", NULL, COUNTER, "How often QEMU's block I/O was drained.", C("drains"), 1 },
 	{ "drain_seconds_total", NULL, COUNTER, "How long that took.", C("drain_ns"), NS },
 	{ "write_errors_total", NULL, COUNTER, "Writes to swap that have failed.", C("write_errors"), 1 },
@@ -75,6 +85,7 @@ static const struct series {
 	{ "trouble_seconds", NULL, GAUGE, "For how long something has kept pages from being read or written; 0: nothing does.", TOP("trouble_s"), 1 },
 	{ "qemu_host_swap_bytes", NULL, GAUGE, "Of QEMU in the host's swap.", TOP("qemu_host_swap"), 1 },
 	{ "qemu_page_tables_bytes", NULL, GAUGE, "Page tables of QEMU.", TOP("qemu_page_tables"), 1 },
+	{ "pager_page_tables_bytes", NULL, GAUGE, "Page tables of the pager.", TOP("pager_page_tables"), 1 },
 	{ "pager_memory_bytes", NULL, GAUGE, "Memory of the pager's own.", TOP("pager_memory"), 1 },
 	{ "cgroup_memory_bytes", NULL, GAUGE, "All memory that is charged to the VM's cgroup.", TOP("cgroup_memory"), 1 },
 	{ "pager_uptime_seconds", NULL, GAUGE, "For how long the pager has served; counters begin with it.", TOP("uptime_s"), 1 },

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "criu-vm/stat_paging.h"
 #include "criu-vm/stat_remote.h"
 #include "criu-vm/stat_vm.h"
 #include "util/size.h"
@@ -145,8 +146,8 @@ static void print_traffic(const struct stat_pen *pen, const json_t *vm, const js
 	print_flow(pen, "out", vm, history, "bytes_out_per_s");
 	fprintf(pen->f, LABEL "%s written, %s clean, %s of zeros\n", "", format_pages(vm, "pages_out_written", a),
 		format_pages(vm, "pages_out_clean", b), format_pages(vm, "pages_out_zero", c));
-	fprintf(pen->f, LABEL "%lu chunks, %lu came back on their way; %s given back by the guest\n", "", stat_number(vm, "counts", "chunks_out"),
-		stat_number(vm, "counts", "chunks_rescued"), format_pages(vm, "pages_discarded", a));
+	fprintf(pen->f, LABEL "%lu chunks; %s touched on their way, and kept; %s given back by the guest\n", "",
+		stat_number(vm, "counts", "chunks_out"), format_pages(vm, "pages_kept", a), format_pages(vm, "pages_discarded", b));
 }
 
 static void print_latency(const struct stat_pen *pen, const json_t *vm)
@@ -228,11 +229,11 @@ static void print_waiting(const struct stat_pen *pen, const json_t *vm)
 
 static void print_host(const struct stat_pen *pen, const json_t *vm)
 {
-	char a[16], b[16], c[16];
+	char a[16], b[16], c[16], d[16];
 
-	fprintf(pen->f, LABEL "QEMU: %s in the host's swap, %s of page tables; the pager takes %s\n", "host",
+	fprintf(pen->f, LABEL "QEMU: %s in the host's swap, %s of page tables; the pager takes %s, and %s of page tables\n", "host",
 		size_format(stat_number(vm, NULL, "qemu_host_swap"), a), size_format(stat_number(vm, NULL, "qemu_page_tables"), b),
-		size_format(stat_number(vm, NULL, "pager_memory"), c));
+		size_format(stat_number(vm, NULL, "pager_memory"), c), size_format(stat_number(vm, NULL, "pager_page_tables"), d));
 	if (stat_string(vm, "cgroup")) {
 		fprintf(pen->f, LABEL "%s in cgroup ", "", size_format(stat_number(vm, NULL, "cgroup_memory"), a));
 		stat_draw_text(pen, STAT_PLAIN, stat_string(vm, "cgroup"));
@@ -323,6 +324,7 @@ void stat_print_vm(const struct stat_pen *pen, const json_t *vm, const json_t *h
 		print_faults(pen, vm, history);
 		print_traffic(pen, vm, history);
 		print_latency(pen, vm);
+		stat_print_paging(pen, vm);
 		print_queues(pen, vm);
 		print_drains(pen, vm);
 	}

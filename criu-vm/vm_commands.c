@@ -24,6 +24,13 @@ static uint64_t proc_status_kib(pid_t pid, const char *key)
 	return strtoull(p + strlen(key), NULL, 10);
 }
 
+// As it was asked for; what has become of that is known to the engine.
+static json_t *describe_tuning(const struct pv_tuning *t)
+{
+	return json_pack("{s:s s:s s:i s:b s:b}", "method", pv_method_name(t->method), "access", pv_access_name(t->access), "queue_bits",
+			 (int)t->queue_bits, "spin", t->spin, "folios", t->folios);
+}
+
 void vm_commands_describe(void *ctx, json_t *answer)
 {
 	const struct vm_pager *v = ctx;
@@ -39,6 +46,8 @@ void vm_commands_describe(void *ctx, json_t *answer)
 		json_object_set_new(answer, "cgroup_memory", json_integer((json_int_t)memory));
 	}
 	json_object_set_new(answer, "ram", json_integer((json_int_t)v->state.ram));
+	if (v->state.paging)
+		json_object_set_new(answer, "tuning", describe_tuning(&v->state.tuning));
 	json_object_set_new(answer, "swap", v->state.swap_path ? json_string(v->state.swap_path) : json_null());
 	json_object_set_new(answer, "images", v->state.images ? json_string(v->state.images) : json_null());
 	json_object_set_new(answer, "remote", vm_remote_describe(v));
@@ -48,6 +57,7 @@ void vm_commands_describe(void *ctx, json_t *answer)
 	if (v->cont_trouble[0])
 		json_object_set_new(answer, "trouble", json_string(v->cont_trouble));
 	json_object_set_new(answer, "pager_memory", json_integer((json_int_t)(proc_status_kib(getpid(), "RssAnon:") * KiB)));
+	json_object_set_new(answer, "pager_page_tables", json_integer((json_int_t)(proc_status_kib(getpid(), "VmPTE:") * KiB)));
 }
 
 static json_t *answer_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -72,16 +82,31 @@ static void take_string(const json_t *request, const char *key, char **to)
 	}
 }
 
+// How the VM is to be paged, as somebody asks: *t. NULL: it can be.
+static json_t *wanted_tuning(const struct vm_pager *v, const json_t *request, struct pv_tuning *t)
+{
+	const char *text = json_string_value(json_object_get(request, "paging"));
+	char why[128];
+
+	*t = v->state.tuning;
+	return !text || pv_tuning_parse(text, t, why) ? NULL : answer_error("--paging: %s", why);
+}
+
 // Another pager, perhaps of another binary, perhaps with other paths, is to go on. Who asks has checked them.
 static json_t *replace(struct vm_pager *v, const json_t *request)
 {
 	const char *exe = json_string_value(json_object_get(request, "exe"));
+	struct pv_tuning tuning;
+	json_t *refusal = wanted_tuning(v, request, &tuning);
 	int r = 0;
 
+	if (refusal)
+		return refusal;
 	if (!v->started)
 		return answer_error("the VM is still being restored");
 	if (!run_dir_is_held(v->rd, "supervisor"))
 		return answer_error("no supervisor is there to start another pager");
+	v->state.tuning = tuning;
 	take_string(request, "swap", &v->state.swap_path);
 	take_string(request, "images", &v->state.images);
 	take_string(request, "remote", &v->state.remote);
@@ -129,16 +154,13 @@ static void give_swap_up(struct vm_pager *v)
 	v->state.swap_path = v->state.swap_token = NULL;
 }
 
-static json_t *set(struct vm_pager *v, const json_t *request)
+static json_t *set_budget(struct vm_pager *v, const json_t *request)
 {
 	uint64_t ram = (uint64_t)json_integer_value(json_object_get(request, "ram")), old = v->state.budget;
 	bool had_swap = v->swap.fd >= 0;
 	char want[16], least[16];
-	json_t *refusal = not_paged(v);
 	int r;
 
-	if (refusal)
-		return refusal;
 	if (ram < pv_min_budget(v->state.ram))
 		return answer_error("%s is too little for this VM: it needs %s at least, so that I/O in flight and page-outs have room",
 				    size_format(ram, want), size_format(pv_min_budget(v->state.ram), least));
@@ -156,7 +178,39 @@ static json_t *set(struct vm_pager *v, const json_t *request)
 	}
 	lp_pager_set_budget(v->lp, v->state.budget);
 	log_info("the budget is %s now", size_format(v->state.budget, want));
-	return json_pack("{s:I}", "budget", (json_int_t)v->state.budget);
+	return NULL;
+}
+
+// Written down with the budget, or by itself.
+static json_t *save_tuning(struct vm_pager *v)
+{
+	int r = vm_state_save(v->rd, &v->state);
+
+	return r ? answer_error("the state of the VM cannot be written: %s", strerror(-r)) : NULL;
+}
+
+static json_t *set(struct vm_pager *v, const json_t *request)
+{
+	struct pv_tuning old = v->state.tuning, *now = &v->state.tuning, tuning;
+	json_t *refusal = not_paged(v);
+	char text[128];
+
+	if (!refusal)
+		refusal = wanted_tuning(v, request, &tuning);
+	if (refusal)
+		return refusal;
+	if (tuning.queue_bits != old.queue_bits || tuning.spin != old.spin || tuning.folios != old.folios)
+		return answer_error("queue-bits, spin and folios are chosen when its pager begins; give it another one: criu-vm lazy-pages --name %s "
+				    "--paging %s", v->rd->name, json_string_value(json_object_get(request, "paging")));
+	*now = tuning;
+	refusal = json_object_get(request, "ram") ? set_budget(v, request) : save_tuning(v);
+	if (refusal) {
+		*now = old;
+		return refusal;
+	}
+	pv_engine_tune(lp_pager_engine(v->lp), now);
+	pv_tuning_print(now, text, sizeof text);
+	return json_pack("{s:I s:s}", "budget", (json_int_t)v->state.budget, "paging", text);
 }
 
 // What was written, and not taken yet, is dirty in the page table when the answer comes. All of it at once: the guest's faults wait

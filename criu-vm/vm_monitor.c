@@ -213,6 +213,10 @@ void vm_monitor_drain(void *ctx)
 {
 	struct vm_pager *v = ctx;
 
+#ifdef BENCH_NO_DRAIN // what drains cost is measured against this, which loses what a disk's DMA brings
+	lp_pager_drained(v->lp, 0);
+	return;
+#endif
 	v->draining = v->qmp && !qmp_send(v->qmp, "transaction", json_pack("{s:[]}", "actions"), REQUEST_DRAIN);
 	if (!v->draining)
 		lp_pager_drained(v->lp, -EPIPE);

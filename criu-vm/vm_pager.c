@@ -15,6 +15,7 @@
 #include "criu-vm/launch.h"
 #include "criu-vm/process.h"
 #include "criu-vm/vm_pager_int.h"
+#include "pvmem/folio.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -93,28 +94,29 @@ int vm_pager_open_swap(struct vm_pager *v)
 
 static int map_blocks(struct vm_pager *v)
 {
+	bool folios = v->state.tuning.folios && pv_folios_here(NULL) == PV_FOLIOS_YES;
+
 	v->blocks = calloc(v->state.nr_blocks, sizeof *v->blocks);
 	if (!v->blocks)
 		return -ENOMEM;
+	for (size_t i = 0; i < v->state.nr_blocks; i++)
+		v->blocks[i].memfd = -1;
 	for (size_t i = 0; i < v->state.nr_blocks; i++) {
 		const struct vm_state_block *s = &v->state.blocks[i];
 		struct pv_block *b = &v->blocks[i];
 		char path[64];
+		int r;
 
-		*b = (struct pv_block){ .off = s->off, .len = s->len, .hva = s->hva, .memfd = -1 };
+		*b = (struct pv_block){ .off = s->off, .len = s->len, .hva = s->hva };
 		snprintf(path, sizeof path, "/proc/%d/fd/%d", v->state.qemu, s->memfd);
 		b->memfd = open(path, O_RDWR | O_CLOEXEC);
-		if (b->memfd >= 0)
-			b->map = mmap(NULL, b->len, PROT_READ | PROT_WRITE, MAP_SHARED, b->memfd, 0);
-		if (b->memfd < 0 || b->map == MAP_FAILED) {
-			log_err("cannot map guest RAM (%s): %s", path, strerror(errno));
-			return -errno;
+		r = b->memfd < 0 ? -errno : pv_block_map(b, folios);
+		if (r) {
+			log_err("cannot map guest RAM (%s): %s", path, strerror(-r));
+			return r;
 		}
-		// A page-in must not allocate more than the page that it is for.
-		madvise(b->map, b->len, MADV_NOHUGEPAGE);
-		madvise(b->map, b->len, MADV_DONTDUMP);
 		if (v->plant.ring_fd < 0) // the other way of zapping leaves locked pages alone; it needs a host without swap
-			munlock(b->map, b->len);
+			pv_block_unlock(b);
 	}
 	return 0;
 }
@@ -148,7 +150,9 @@ int vm_pager_start_paging(struct vm_pager *v)
 	if (r)
 		return r;
 	paging = (struct lp_paging){ .plant = &v->plant, .blocks = v->blocks, .nr_blocks = v->state.nr_blocks, .pages = v->pages,
-				     .swap = &v->swap, .images = v->images, .budget = v->state.budget, .exact = vm_arrival_is_pending(v) };
+				     .swap = &v->swap, .images = v->images, .budget = v->state.budget, .tuning = v->state.tuning,
+				     .exact = vm_arrival_is_pending(v) };
+	vm_hot_describe_paging(v, &paging);
 	r = vm_remote_describe_paging(v, &paging);
 	return r ? r : lp_pager_start(v->lp, &paging);
 }
@@ -212,16 +216,17 @@ static void detach(struct vm_pager *v)
 	vm_remote_stop(v);
 	lp_pager_free(v->lp);
 	vm_remote_fini(v);
+	vm_hot_fini(v);
 	vm_snapshot_fini(v);
 	qmp_close(v->qmp);
 	mm_plant_fini(&v->plant);
 	img_dir_close(v->images);
 	pv_swap_close(&v->swap);
-	for (size_t i = 0; v->blocks && i < v->state.nr_blocks; i++)
-		if (v->blocks[i].memfd >= 0) {
-			munmap(v->blocks[i].map, v->blocks[i].len);
+	for (size_t i = 0; v->blocks && i < v->state.nr_blocks; i++) {
+		pv_block_unmap(&v->blocks[i]);
+		if (v->blocks[i].memfd >= 0)
 			close(v->blocks[i].memfd);
-		}
+	}
 	free(v->blocks);
 	vm_monitor_end(v);
 	if (v->pages)

@@ -7,9 +7,11 @@
 //   vm_snapshot.c  a snapshot that a client asked for
 //   vm_arrival.c   a VM that comes from another host: when pages are looked at, when it is this host's
 //   vm_remote.c    pages that another host has
+//   vm_hot.c       what was hot where the VM was before
 #pragma once
 #include <stdbool.h>
 
+#include "criu-vm/vm_hot.h"
 #include "criu-vm/vm_pager.h"
 #include "criu-vm/vm_remote.h"
 #include "images/reader.h"
@@ -30,6 +32,7 @@ struct vm_pager {
 	struct pv_swap swap;
 	struct img_dir *images;
 	struct vm_remote remote;
+	struct vm_hot hot;
 	struct lp_pager *lp;
 	struct qmp *qmp; // NULL until it is open, and after QEMU closed it
 	struct loop_op launch_op, qmp_op, opened_op;

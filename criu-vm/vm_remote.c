@@ -17,7 +17,6 @@
 #include "criu-vm/vm_pager_int.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
-#include "util/io.h"
 #include "util/log.h"
 
 _Static_assert(WIRE_KEY_LEN == WIRE_TOKEN_LEN && WIRE_LINE_ID_LEN == 2 * WIRE_TOKEN_LEN, "a key is written as a token is, an id as two");
@@ -151,18 +150,6 @@ static int map_in_images(struct vm_pager *v)
 	return r;
 }
 
-// Without it the pages come in another order, and that is all.
-static void read_hotness(struct vm_pager *v)
-{
-	_cleanup_close_ int fd = -1;
-
-	if (v->remote.hotness || open_list(v, "hotness", v->state.nr_chunks, &fd))
-		return;
-	v->remote.hotness = malloc(v->state.nr_chunks);
-	if (v->remote.hotness && io_read_full(fd, v->remote.hotness, v->state.nr_chunks))
-		free(steal_ptr(&v->remote.hotness));
-}
-
 int vm_remote_describe_paging(struct vm_pager *v, struct lp_paging *paging)
 {
 	int r;
@@ -172,10 +159,8 @@ int vm_remote_describe_paging(struct vm_pager *v, struct lp_paging *paging)
 	r = v->state.images ? map_in_images(v) : 0;
 	if (r)
 		return r;
-	read_hotness(v);
 	paging->remote = v->remote.lp;
 	paging->in_images = v->state.images ? (const uint64_t (*)[PV_WORDS])v->remote.in_images : NULL;
-	paging->hotness = v->remote.hotness;
 	paging->source_once = !v->state.remote_connects;
 	return 0;
 }
@@ -190,7 +175,6 @@ void vm_remote_fini(struct vm_pager *v)
 	lp_remote_free(v->remote.lp);
 	wire_tls_free(v->remote.tls);
 	free(v->remote.host);
-	free(v->remote.hotness);
 	if (v->remote.in_images)
 		munmap(v->remote.in_images, v->state.nr_chunks * sizeof *v->remote.in_images);
 }

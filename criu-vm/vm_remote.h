@@ -26,7 +26,6 @@ struct vm_remote {
 	struct wire_tls *tls;
 	char *host;		       // that we connect to
 	uint64_t (*in_images)[PV_WORDS]; // mapped
-	uint8_t *hotness;
 	bool awaits_tls; // its credentials cannot be read: it takes no line
 	bool has_had_line;
 	bool is_dropped; // nothing is missing since all had come before the VM arrived: TOKEN.lazy is still there

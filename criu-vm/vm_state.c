@@ -23,7 +23,7 @@
 #define STATE_MAX_LEN (1 << 20)
 #define MAX_BLOCKS 256
 
-enum field_type { INT, UNSIGNED, U64, BOOL, STRING }; // STRING: allocated, or NULL
+enum field_type { INT, UNSIGNED, U64, BOOL, STRING, TUNING }; // STRING: allocated, or NULL
 
 static const struct field {
 	const char *name;
@@ -42,10 +42,18 @@ static const struct field {
 	FIELD(images, STRING),    FIELD(images_id, U64),     FIELD(fill, BOOL),	 FIELD(log, STRING),
 	ADDED(arriving, BOOL),	  ADDED(taps, STRING),	    ADDED(remote, STRING),     ADDED(remote_connects, BOOL), ADDED(remote_id, STRING),
 	ADDED(remote_key, STRING), ADDED(remote_tls, STRING), ADDED(remote_lines, UNSIGNED),
-	ADDED(remote_insecure, BOOL),
+	ADDED(remote_insecure, BOOL), ADDED(tuning, TUNING),
 #undef FIELD
 #undef ADDED
 };
+
+static json_t *tuning_to_json(const struct pv_tuning *t)
+{
+	char text[128];
+
+	pv_tuning_print(t, text, sizeof text);
+	return json_string(text);
+}
 
 static json_t *field_to_json(const struct vm_state *s, const struct field *f)
 {
@@ -60,9 +68,37 @@ static json_t *field_to_json(const struct vm_state *s, const struct field *f)
 		return json_integer((json_int_t)*(const uint64_t *)at);
 	case BOOL:
 		return json_boolean(*(const bool *)at);
+	case TUNING:
+		return tuning_to_json((const struct pv_tuning *)at);
 	default:
 		return *(char *const *)at ? json_string(*(char *const *)at) : json_null();
 	}
+}
+
+static bool has_type(const json_t *j, enum field_type type)
+{
+	switch (type) {
+	case BOOL:
+		return json_is_boolean(j);
+	case STRING:
+		return json_is_string(j) || json_is_null(j);
+	case TUNING:
+		return json_is_string(j);
+	default:
+		return json_is_integer(j);
+	}
+}
+
+// What another version could choose, and this one cannot, is no reason to leave a guest without a pager.
+static void tuning_from_json(const json_t *j, struct pv_tuning *t)
+{
+	struct pv_tuning read = PV_TUNING_DEFAULT;
+	char why[128];
+
+	if (pv_tuning_parse(json_string_value(j), &read, why))
+		*t = read;
+	else
+		log_warn("the VM is paged as by default: %s", why);
 }
 
 static int field_from_json(struct vm_state *s, const struct field *f, const json_t *j)
@@ -71,7 +107,7 @@ static int field_from_json(struct vm_state *s, const struct field *f, const json
 
 	if (!j && f->added)
 		return 0;
-	if (f->type == BOOL ? !json_is_boolean(j) : f->type == STRING ? !json_is_string(j) && !json_is_null(j) : !json_is_integer(j))
+	if (!has_type(j, f->type))
 		return -EPROTO;
 	switch (f->type) {
 	case INT:
@@ -85,6 +121,9 @@ static int field_from_json(struct vm_state *s, const struct field *f, const json
 		break;
 	case BOOL:
 		*(bool *)at = json_is_true(j);
+		break;
+	case TUNING:
+		tuning_from_json(j, (struct pv_tuning *)at);
 		break;
 	default:
 		*(char **)at = json_is_string(j) ? strdup(json_string_value(j)) : NULL;
@@ -177,7 +216,7 @@ int vm_state_load(const struct run_dir *rd, struct vm_state *s)
 	json_t *j;
 	int r;
 
-	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };
+	*s = VM_STATE_NONE;
 	r = io_read_file(run_dir_file(rd, "state", path, sizeof path), STATE_MAX_LEN, &text, &len);
 	if (r == -ENOENT)
 		return r;
@@ -210,7 +249,7 @@ void vm_state_fini(struct vm_state *s)
 		free(s->blocks[i].name);
 	free(s->blocks);
 	cgroup_fini(&s->cgroup);
-	*s = (struct vm_state){ .target_uffd = -1, .target_ring = -1, .target_io = -1 };
+	*s = VM_STATE_NONE;
 }
 
 bool vm_state_qemu_alive(const struct vm_state *s, int *out)

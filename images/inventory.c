@@ -95,6 +95,8 @@ static int check_features(const char *path, const InventoryEntry *inv)
 		return img_damaged(path, "its features are there, and are none");
 	if (inv->has_vm_parent == !(inv->vm_features & IMG_FEATURE_PARENT))
 		return img_damaged(path, "its parent and its features do not fit together");
+	if (inv->vm_features & IMG_FEATURE_RAM_ONLY && inv->vm_features & IMG_FEATURE_RESIDENT)
+		return img_damaged(path, "it is a pre-dump, and says what was in memory");
 	return 0;
 }
 

@@ -14,6 +14,7 @@
 #include "images/format.h"
 #include "images/inventory_int.h"
 #include "images/pagemap_int.h"
+#include "images/resident_int.h"
 #include "images/valid.h"
 #include "util/bitmap.h"
 #include "util/cleanup.h"
@@ -36,8 +37,7 @@ static int check_len(const char *path, uint64_t len, const VmFileEntry *f)
 	return img_damaged(path, "it has %" PRIu64 " bytes instead of the %" PRIu64 " that %s says", len, f->len, IMG_NAME_INVENTORY);
 }
 
-// Opens a metadata file whose length is that of the inventory, and which has this magic. img_in_fini() follows in any case.
-static int open_listed(const struct img_dir *d, const char *name, uint32_t want, struct img_in *in, const VmFileEntry **f)
+int img_dir_open_listed(const struct img_dir *d, const char *name, uint32_t want, struct img_in *in, const VmFileEntry **f)
 {
 	uint32_t magic;
 	int ret;
@@ -54,8 +54,7 @@ static int open_listed(const struct img_dir *d, const char *name, uint32_t want,
 	return ret;
 }
 
-// After the whole file was read.
-static int check_sum(const struct img_in *in, const VmFileEntry *f)
+int img_dir_check_sum(const struct img_in *in, const VmFileEntry *f)
 {
 	if (f->has_xxh3 && f->xxh3 == img_in_digest(in))
 		return 0;
@@ -70,11 +69,11 @@ static int read_message(const struct img_dir *d, const char *name, uint32_t magi
 	int ret;
 
 	*m = NULL;
-	ret = open_listed(d, name, magic, &in, &f);
+	ret = img_dir_open_listed(d, name, magic, &in, &f);
 	if (!ret)
 		ret = img_in_get_last(&in, type, max, m);
 	if (!ret)
-		ret = check_sum(&in, f);
+		ret = img_dir_check_sum(&in, f);
 	img_in_fini(&in);
 	return ret;
 }
@@ -160,11 +159,11 @@ static int read_block(struct img_dir *d, uint32_t i)
 	if (!b->chunks)
 		return img_io_error(d->path, "open", -ENOMEM);
 	snprintf(name, sizeof name, IMG_NAME_PAGEMAP, i + 1);
-	ret = open_listed(d, name, IMG_MAGIC_PAGEMAP, &in, &f);
+	ret = img_dir_open_listed(d, name, IMG_MAGIC_PAGEMAP, &in, &f);
 	if (!ret)
 		ret = img_pagemap_get(&in, b->len, d->inv->vm_features, b->chunks);
 	if (!ret)
-		ret = check_sum(&in, f);
+		ret = img_dir_check_sum(&in, f);
 	img_in_fini(&in);
 	return ret;
 }
@@ -224,13 +223,16 @@ static int read_blocks(struct img_dir *d)
 // Behind the inventory.
 static int read_rest(struct img_dir *d)
 {
-	size_t expected = 2 + !img_dir_ram_only(d);
+	bool has_resident = d->inv->vm_features & IMG_FEATURE_RESIDENT;
+	size_t expected = 2 + !img_dir_ram_only(d) + has_resident;
 	int ret = read_vm(d);
 
 	if (!ret && !img_dir_ram_only(d))
 		ret = read_device_state(d);
 	if (!ret)
 		ret = read_blocks(d);
+	if (!ret && has_resident)
+		ret = img_resident_check(d);
 	if (ret)
 		return ret;
 	// All of these were found, so one more can only be the statistics.

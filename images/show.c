@@ -13,6 +13,7 @@
 #include "images/criu.pb-c.h"
 #include "images/file_int.h"
 #include "images/format.h"
+#include "images/resident_int.h"
 #include "images/vm.pb-c.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -28,6 +29,7 @@ static const struct kind {
 	{ IMG_MAGIC_STATS, "STATS", &stats_entry__descriptor, NULL, IMG_STATS_MAX },
 	{ IMG_MAGIC_VM, "VM", &vm_entry__descriptor, NULL, IMG_VM_MAX },
 	{ IMG_MAGIC_DEVICE_STATE, "DEVICE_STATE", &device_state_entry__descriptor, NULL, IMG_DEVICE_STATE_MAX },
+	{ IMG_MAGIC_RESIDENT, "RESIDENT", &resident_entry__descriptor, &resident_entry__descriptor, IMG_RESIDENT_ENTRY_MAX },
 };
 
 // Strings are whatever a command line held: those that are no UTF-8 have their bytes beyond ASCII as \xNN.
@@ -99,6 +101,30 @@ static json_t *field_json(const ProtobufCMessage *m, const ProtobufCFieldDescrip
 	return value_json(f->type, member);
 }
 
+// Of a group of chunks: how much of it was in memory.
+static void polish_resident(const ResidentEntry *e, json_t *o)
+{
+	_cleanup_free_ uint8_t *raw = malloc(IMG_RESIDENT_GROUP * IMG_RESIDENT_LEN);
+	unsigned nr, chunks = 0, oldest = UINT8_MAX, hottest = 0, pages = 0;
+	const char *fault = raw ? img_resident_unpack(e, raw, &nr) : "out of memory";
+
+	if (fault) {
+		json_object_set_new(o, "damaged", json_string(fault));
+		return;
+	}
+	for (unsigned i = 0; i < nr; i++) {
+		chunks += raw[i] != 0;
+		oldest = raw[i] && raw[i] < oldest ? raw[i] : oldest;
+		hottest = raw[i] > hottest ? raw[i] : hottest;
+	}
+	for (size_t i = nr; i < (size_t)nr * IMG_RESIDENT_LEN; i++)
+		pages += (unsigned)__builtin_popcount(raw[i]);
+	json_object_set_new(o, "resident_chunks", json_integer(chunks));
+	json_object_set_new(o, "resident_pages", json_integer(pages));
+	json_object_set_new(o, "age_min", json_integer(chunks ? oldest : 0));
+	json_object_set_new(o, "age_max", json_integer(hottest));
+}
+
 // Where the bare value says little, or too much.
 static void polish(const ProtobufCMessage *m, json_t *o)
 {
@@ -117,6 +143,8 @@ static void polish(const ProtobufCMessage *m, json_t *o)
 			stored += (json_int_t)b->runs[i]->data.len;
 		json_object_set_new(o, "runs", json_integer((json_int_t)b->n_runs));
 		json_object_set_new(o, "stored", json_integer(stored));
+	} else if (m->descriptor == &resident_entry__descriptor) {
+		polish_resident((const ResidentEntry *)m, o);
 	}
 }
 

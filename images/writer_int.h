@@ -9,7 +9,7 @@
 #include "images/staging_int.h"
 #include "images/writer.h"
 
-#define IMG_FILES_MAX (4 + IMG_BLOCKS_MAX)
+#define IMG_FILES_MAX (5 + IMG_BLOCKS_MAX)
 
 struct img_written_file {
 	char name[24];

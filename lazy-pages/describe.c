@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "pvmem/warm.h"
 #include "util/clock.h"
 
 static json_t *number(uint64_t n)
@@ -35,8 +36,8 @@ static uint64_t memfd_bytes(const struct pv_block *blocks, size_t nr)
 
 static json_t *describe_memory(const struct pv_stats *s, uint64_t memfd)
 {
-	return json_pack("{s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o}",
-			 "budget", bytes(s->budget), "memfd", number(memfd), "resident", bytes(s->resident),
+	return json_pack("{s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o s:o}",
+			 "budget", bytes(s->budget), "memfd", number(memfd), "resident", bytes(s->resident), "idle", bytes(s->idle),
 			 "page_out_under_way", bytes(s->page_out_under_way), "standby", bytes(s->standby), "swapped", bytes(s->swapped),
 			 "remote", bytes(s->remote), "source", bytes(s->source), "empty", bytes(s->empty), "reserve", bytes(s->reserve),
 			 "overdraft", bytes(s->overdraft), "overdraft_max", bytes(s->overdraft_max), "snapshot_shadow", bytes(s->shadow));
@@ -59,11 +60,17 @@ static json_t *describe_counts(const struct pv_stats *s)
 		{ "pages_in_zero", s->in_zero },
 		{ "pages_in_swap", s->in_swap },
 		{ "pages_in_source", s->in_source },
+		{ "pages_ahead", s->in_ahead },
+		{ "page_ins_page", s->windows[PV_WINDOW_PAGE] },
+		{ "page_ins_block", s->windows[PV_WINDOW_BLOCK] },
+		{ "page_ins_chunk", s->windows[PV_WINDOW_CHUNK] },
+		{ "pages_sampled", s->sampled },
+		{ "pages_sampled_used", s->sampled_used },
 		{ "pages_out_written", s->out_written },
 		{ "pages_out_clean", s->out_clean },
 		{ "pages_out_zero", s->out_zero },
 		{ "chunks_out", s->chunks_out },
-		{ "chunks_rescued", s->chunks_rescued },
+		{ "pages_kept", s->pages_kept },
 		{ "pages_filled_memory", s->filled_memory },
 		{ "pages_filled_swap", s->filled_swap },
 		{ "pages_discarded", s->discarded },
@@ -99,21 +106,35 @@ static void describe_waiting(const struct pv_stats *s, json_t *o)
 	json_object_set_new(o, "drain_s", seconds(s->drain_now_ns));
 }
 
+static bool has_folios(const struct pv_block *blocks, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (blocks[i].huge)
+			return true;
+	return false;
+}
+
 json_t *lp_describe_paging(const struct pv_engine *e, const struct pv_block *blocks, size_t nr_blocks)
 {
 	json_t *hist = json_array(), *queues = json_array(), *o;
+	uint64_t brought, left;
 	struct pv_stats s;
 
 	pv_engine_stats(e, &s);
 	for (unsigned i = 0; i < PV_LATENCY_BUCKETS; i++)
 		json_array_append_new(hist, number(s.latency[i]));
-	for (unsigned i = 0; i < PV_NR_QUEUES; i++)
+	for (unsigned i = 0; i < s.nr_queue_buckets; i++)
 		json_array_append_new(queues, number(s.queue[i]));
 	o = json_pack("{s:o s:o s:o s:o}", "memory", describe_memory(&s, memfd_bytes(blocks, nr_blocks)), "counts", describe_counts(&s),
 		      "page_in_latency_log2_us", hist, "queues", queues);
-	if (o)
-		describe_waiting(&s, o);
-	if (o)
-		json_object_set_new(o, "filling", json_boolean(s.filling));
+	if (!o)
+		return NULL;
+	describe_waiting(&s, o);
+	json_object_set_new(o, "filling", json_boolean(s.filling));
+	json_object_set_new(o, "replaying", json_boolean(pv_warm_is_active(e, &brought, &left)));
+	json_object_set_new(o, "replayed", bytes(brought));
+	json_object_set_new(o, "replay_left", bytes(left));
+	json_object_set_new(o, "access", json_string(pv_access_name(s.access)));
+	json_object_set_new(o, "folios", json_boolean(has_folios(blocks, nr_blocks)));
 	return o;
 }

@@ -127,6 +127,7 @@ static void read_part(struct buffer *b)
 		len = b->nr * PAGE_SIZE;
 		off += b->first * PAGE_SIZE;
 	}
+	b->op.awaited = !b->rd->unasked;
 	loop_read(b->source->loop, &b->op, img_part_fd(p), b->data, len, off);
 }
 

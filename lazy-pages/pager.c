@@ -2,7 +2,6 @@
 #include "lazy-pages/pager.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +23,8 @@
 
 #define LOOP_ENTRIES 1024
 #define EVENTS_A_READ 64
+#define READS_A_LOOK 8 // then others have their turn: a guest of many vCPUs may fault as fast as it is answered
+#define KNOWN_THREADS 256
 #define FENCE_LOOK_NS (2 * NSEC_PER_MSEC)
 #define FENCE_TELL_NS (10 * NSEC_PER_SEC)
 
@@ -37,18 +38,19 @@ struct lp_pager {
 	struct mm_pagemap *pagemap;
 	struct lp_source *source;
 	struct lp_control *control;
-	struct loop_op uffd_op, pidfd_op;
+	struct loop_watch uffd;
+	struct loop_op pidfd_op;
 	struct loop_timer tick, pause;
 	const char *waits_for; // before it serves
 	pid_t *vcpus;
 	size_t nr_vcpus;
+	struct { pid_t tid; bool vcpu; } known[KNOWN_THREADS]; // whose faults were seen since the last tick, at tid % KNOWN_THREADS
 	bool stopping;
 	int reason;
 	uint64_t begun_ns;
 };
 
-// Whose fault is it: a vCPU's, be it by a kernel thread that brings its page asynchronously, or another thread's of QEMU?
-static bool is_vcpu(const struct lp_pager *p, pid_t tid)
+static bool look_up_vcpu(const struct lp_pager *p, pid_t tid)
 {
 	char path[48];
 
@@ -57,6 +59,24 @@ static bool is_vcpu(const struct lp_pager *p, pid_t tid)
 			return true;
 	snprintf(path, sizeof path, "/proc/%d/task/%d", p->o.qemu, tid);
 	return access(path, F_OK) < 0;
+}
+
+// Whose fault is it: a vCPU's, be it by a kernel thread that brings its page asynchronously, or another thread's of QEMU?
+static bool is_vcpu(struct lp_pager *p, pid_t tid)
+{
+	size_t i = (size_t)(unsigned)tid % KNOWN_THREADS;
+
+	if (p->known[i].tid != tid || !tid) {
+		p->known[i].tid = tid;
+		p->known[i].vcpu = look_up_vcpu(p, tid);
+	}
+	return p->known[i].vcpu;
+}
+
+// Threads come and go, and so do their numbers.
+static void forget_threads(struct lp_pager *p)
+{
+	memset(p->known, 0, sizeof p->known);
 }
 
 static void removed(struct lp_pager *p, uint64_t start, uint64_t end)
@@ -90,14 +110,16 @@ static void uffd_event(struct lp_pager *p, const struct uffd_msg *m)
 	}
 }
 
-static void uffd_readable(struct loop_op *op, int res)
+static bool look_for_faults(struct loop_watch *w)
 {
-	struct lp_pager *p = list_entry(op, struct lp_pager, uffd_op);
+	struct lp_pager *p = list_entry(w, struct lp_pager, uffd);
 	struct uffd_msg m[EVENTS_A_READ];
-	ssize_t n;
+	bool found = false;
+	ssize_t n = sizeof m;
 
-	do {
-		n = read(p->paging.plant->uffd, m, sizeof m);
+	for (unsigned reads = 0; reads < READS_A_LOOK && n == sizeof m; reads++) {
+		n = read(w->fd, m, sizeof m);
+		found |= n > 0;
 		// What was removed first: the read has let QEMU go on with it, and a fault's neighbours may be among it.
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
 			if (m[i].event != UFFD_EVENT_PAGEFAULT)
@@ -105,13 +127,14 @@ static void uffd_readable(struct loop_op *op, int res)
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
 			if (m[i].event == UFFD_EVENT_PAGEFAULT)
 				uffd_event(p, &m[i]);
-	} while (n == sizeof m);
-	if (res < 0) {
-		log_err("cannot wait for faults: %s", strerror(-res));
-		lp_pager_stop(p, res);
-	} else if (!(res & POLLERR)) { // that is said when QEMU has ended
-		loop_poll_in(&p->loop, op, p->paging.plant->uffd);
 	}
+	return found;
+}
+
+static void cannot_wait_for_faults(struct loop_watch *w, int err)
+{
+	log_err("cannot wait for faults: %s", strerror(-err));
+	lp_pager_stop(list_entry(w, struct lp_pager, uffd), err);
 }
 
 static void qemu_ended(struct loop_op *op, int res)
@@ -129,6 +152,7 @@ static void ticked(struct loop_op *op, int res)
 	struct lp_pager *p = list_entry(op, struct lp_pager, tick.op);
 
 	(void)res;
+	forget_threads(p);
 	if (p->engine)
 		pv_tick(p->engine);
 	loop_timer(&p->loop, &p->tick, NSEC_PER_SEC);
@@ -208,7 +232,9 @@ static int new_engine(struct lp_pager *p)
 {
 	struct pv_opts eo = { .loop = &p->loop, .uffd = p->paging.plant->uffd, .zap_own = p->paging.plant->ring_fd < 0, .swap = p->paging.swap,
 			      .blocks = p->paging.blocks, .nr_blocks = p->paging.nr_blocks, .pages = p->paging.pages,
-			      .budget = p->paging.budget, .ops = &p->ops, .source_once = p->paging.source_once, .hotness = p->paging.hotness,
+			      .budget = p->paging.budget, .tuning = p->paging.tuning, .ops = &p->ops,
+			      .source_once = p->paging.source_once, .hotness = p->paging.hotness,
+			      .ages = p->paging.ages, .warm = p->paging.warm, .nr_warm = p->paging.nr_warm,
 			      .in_images = p->paging.images && p->paging.remote ? p->paging.in_images : NULL };
 	struct lp_source_opts so = { .loop = &p->loop, .images = p->paging.images, .remote = p->paging.remote, .in_images = p->paging.in_images };
 	int r = new_zapper(p);
@@ -255,8 +281,10 @@ int lp_pager_start(struct lp_pager *p, const struct lp_paging *paging)
 		return r;
 	}
 	p->waits_for = NULL;
-	p->uffd_op.done = uffd_readable;
-	loop_poll_in(&p->loop, &p->uffd_op, p->paging.plant->uffd);
+	p->uffd = (struct loop_watch){ .fd = p->paging.plant->uffd, .look = look_for_faults, .failed = cannot_wait_for_faults };
+	loop_watch(&p->loop, &p->uffd);
+	if (p->paging.tuning.spin)
+		loop_spin(&p->loop);
 	// A fault that somebody before us has read, and not answered, is raised again.
 	for (size_t i = 0; i < p->paging.nr_blocks; i++)
 		mm_uffd_wake(p->paging.plant->uffd, p->paging.blocks[i].hva, p->paging.blocks[i].len);
@@ -397,6 +425,7 @@ int lp_pager_set_vcpus(struct lp_pager *p, const pid_t *tids, size_t nr)
 	free(p->vcpus);
 	p->vcpus = copy;
 	p->nr_vcpus = nr;
+	forget_threads(p);
 	return 0;
 }
 

@@ -51,7 +51,11 @@ struct lp_paging {
 	const uint64_t (*in_images)[PV_WORDS];
 	bool source_once;       // as in pv_opts
 	const uint8_t *hotness; // the same
+	const uint8_t *ages;    // the same
+	const struct pv_warm_chunk *warm; // the same
+	size_t nr_warm;
 	uint64_t budget;              // bytes
+	struct pv_tuning tuning;
 	bool exact;                   // the page table is right, by who made it and has ended properly; nothing of guest RAM was ever mapped
 };
 

@@ -41,6 +41,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "pvmem/adapt.h"
 #include "util/bitmap.h"
 #include "util/list.h"
 #include "util/size.h"
@@ -64,34 +65,47 @@ struct pv_pages {
 
 // Where a chunk is on its way out. What is read into it is counted beside: a chunk with I/O in flight is on no queue.
 //
-//              +------------------------- a touch: CONTINUE, and it is saved -------------------------+
-//              v                 |                  |                |                |               |
-//   ABSENT <-> RESIDENT ----> ZAPPING ---------> DRAINING -------> WRITING ------> STANDBY --punch--> ABSENT
-//                victim        QEMU's mapping     DMA that began    stale pages     nothing of it is
-//                              is removed         before ends       to swap         only in memory
-enum pv_chunk_state { PV_ABSENT, PV_RESIDENT, PV_ZAPPING, PV_DRAINING, PV_WRITING, PV_STANDBY, PV_NR_CHUNK_STATES };
+//              +------------------- all that was to go was touched: it stays, none of it is read -------------------+
+//              v                 |                |                 |               |              |
+//   ABSENT <-> RESIDENT ----> ZAPPING --------> IDLE ----------> DRAINING ------> WRITING -----> STANDBY --punch--> ABSENT, or
+//                victim        QEMU's mapping    unmapped, to     DMA that began   stale pages    nothing of it is    RESIDENT with
+//                              is removed        see who comes    before ends      to swap        only in memory      what was touched
+//
+// From IDLE on it is pages that are on their way, pv_maps.out: one that is touched is taken back, and mapped.
+enum pv_chunk_state { PV_ABSENT, PV_RESIDENT, PV_ZAPPING, PV_IDLE, PV_DRAINING, PV_WRITING, PV_STANDBY, PV_NR_CHUNK_STATES };
 
 struct pv_request;
 
 // What a pager knows of a chunk; made again by the next one.
 struct pv_chunk {
 	struct list link;            // of its queue, or of its page-out stage
+	struct pv_chunk *ahead;      // of the chunk queues: one a few places behind it, or anywhere by now; or NULL
 	struct pv_request *requests; // page-ins in flight
-	uint32_t queue_period;       // the queues' period when queue was right
-	uint16_t queue;              // the index it had then
+	uint64_t queue : 12;         // an index of the chunk queues, which it had
+	uint64_t queue_period : 52;  // in that period
 	uint16_t nr_writes;          // write-outs in flight; one more while it is filled into the swap image
-	uint16_t out_pages;          // on its way out: what it counts for
+	uint16_t out_pages;          // how many pv_maps.out has
 	uint8_t state;               // enum pv_chunk_state
+	uint8_t window;              // enum pv_window: with which something of it was brought in last
+	struct pv_history history;   // of these windows
 	bool queued : 1;
+	bool once : 1;               // on the list of what is used once, instead of a queue
+	bool streamed : 1;           // what was brought in last came with a stream
 	bool zap_event : 1;          // our own zap's REMOVE event has yet to come
-	bool placed : 1;             // its pages are valid since before QEMU ran: none is mapped
-	bool rescue : 1;             // touched while being zapped
+	bool foreign : 1;            // pages may be mapped that pv_maps does not know of: since before this pager
+	bool wake : 1;               // touched while being zapped
 	bool write_failed : 1;       // of the write-outs in flight, one
 	bool swap_used : 1;          // something was written to its part of the swap image
 	bool untouched : 1;          // since it was taken off its queue by who goes unnoticed: it goes back to where it was
-	bool mapped : 1;             // something of it may be
-	bool thin : 1;               // placed, but some of it may be mapped
+	bool folio : 1;              // some of it may be in large folios
 	bool zap_only : 1;           // it is zapped to be unmapped, and stays in memory
+};
+
+// The pages of a chunk, beside struct pv_pages and for this pager only.
+struct pv_maps {
+	uint64_t mapped[PV_WORDS]; // into QEMU by us, since the chunk was zapped last; the host may have unmapped them
+	uint64_t out[PV_WORDS];    // on their way out: valid, and not mapped
+	uint64_t sample[PV_WORDS]; // brought in unasked, and left unmapped to see whether they are used
 };
 
 _Static_assert(sizeof(struct pv_chunk) <= 64, "a chunk of 24 TB of RAM is one of 25 million");

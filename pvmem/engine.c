@@ -2,11 +2,11 @@
 #include "pvmem/engine.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "pvmem/access_idle.h"
 #include "pvmem/engine_int.h"
 #include "util/log.h"
 
@@ -14,6 +14,9 @@
 #define MAX_TARGET (256 * MiB)
 #define LOCK_PAUSE_NS (5 * NSEC_PER_MSEC)
 #define LOCK_SKIP 4096 // chunks
+#define ACCESS_NS (10 * NSEC_PER_MSEC) // in a period, to learn what was accessed
+#define HUGE_PAGE (2 * MiB)
+#define MAX_AHEAD 1024 // pages, that are brought ahead of a stream at a time
 
 static uint64_t target_of(uint64_t budget)
 {
@@ -138,11 +141,41 @@ static void lock_some(struct loop_op *op, int res)
 		loop_timer(e->o.loop, &e->lock_timer, LOCK_PAUSE_NS);
 }
 
+// Not inlined: see util/probe.h.
+void __attribute__((noinline)) pv_enter_state(const struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state to)
+{
+	PROBE(chunk_state, pv_chunk_index(e, c), c->state, to);
+	pv_chunk_set_state(c, to);
+}
+
+// The provider of access information that is asked for, or the best that works here.
+static void choose_access(struct pv_engine *e)
+{
+	enum pv_access_kind kind = e->o.tuning.access;
+
+	if (kind == PV_ACCESS_AUTO || kind == PV_ACCESS_IDLE)
+		kind = e->o.pagemap && !pv_access_idle_new(e, &e->access_idle) ? PV_ACCESS_IDLE : PV_ACCESS_MINOR;
+	if (e->o.tuning.access == PV_ACCESS_IDLE && kind != PV_ACCESS_IDLE)
+		log_warn("this kernel has no bitmap of idle pages: accesses are sampled by minor faults");
+	e->stats.access = kind;
+}
+
+void pv_engine_tune(struct pv_engine *e, const struct pv_tuning *t)
+{
+	e->o.tuning.method = t->method;
+	e->o.tuning.access = t->access;
+	pv_access_idle_free(e->access_idle);
+	e->access_idle = NULL;
+	choose_access(e);
+}
+
 static void init_lists(struct pv_engine *e)
 {
-	pv_queues_init(&e->queues);
+	pv_queues_init(&e->queues, e->o.tuning.queue_bits);
+	list_init(&e->once);
 	list_init(&e->zapping);
-	list_init(&e->zapped);
+	list_init(&e->idle);
+	list_init(&e->leaving);
 	list_init(&e->draining);
 	list_init(&e->drained);
 	list_init(&e->writing);
@@ -170,11 +203,25 @@ static bool init_chunks(struct pv_engine *e)
 		if (valid) {
 			e->charged += valid;
 			e->chunks[i].state = PV_RESIDENT;
-			e->chunks[i].placed = e->chunks[i].mapped = true;
-			pv_queues_add(&e->queues, &e->chunks[i]);
+			e->chunks[i].foreign = true;
+			e->chunks[i].folio = true;
+			pv_queues_add_at(&e->queues, &e->chunks[i],
+					 e->o.ages ? pv_queues_index_of(&e->queues, e->o.ages[i]) : pv_queues_nr(&e->queues) - 1);
 		}
 	}
 	return true;
+}
+
+// Of zeros. Of large pages: an access at random costs half as much.
+static void *new_table(size_t len)
+{
+	void *p = len < HUGE_PAGE ? malloc(len) : aligned_alloc(HUGE_PAGE, ROUND_UP(len, HUGE_PAGE));
+
+	if (!p)
+		return NULL;
+	if (len >= HUGE_PAGE)
+		madvise(p, ROUND_UP(len, HUGE_PAGE), MADV_HUGEPAGE);
+	return memset(p, 0, len);
 }
 
 int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
@@ -194,10 +241,13 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	if (!e)
 		return -ENOMEM;
 	e->o = *o;
+	if (!e->o.tuning.queue_bits)
+		e->o.tuning = PV_TUNING_DEFAULT;
 	e->nr_chunks = end / PV_CHUNK_SIZE;
-	e->chunks = calloc(e->nr_chunks, sizeof *e->chunks);
+	e->chunks = new_table(e->nr_chunks * sizeof *e->chunks);
+	e->maps = new_table(e->nr_chunks * sizeof *e->maps);
 	e->blocks = malloc(o->nr_blocks * sizeof *e->blocks);
-	if (!e->chunks || !e->blocks) {
+	if (!e->chunks || !e->maps || !e->blocks) {
 		pv_engine_free(e);
 		return -ENOMEM;
 	}
@@ -208,6 +258,11 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	e->held = true;
 	e->begun_ns = clock_now_ns();
 	init_lists(e);
+	pv_adapt_init(&e->adapt);
+	pv_streams_init(&e->streams, e->nr_chunks * PV_CHUNK_PAGES, MAX_AHEAD);
+	e->sampling.share = PV_SAMPLE_SHARE_MIN;
+	choose_access(e);
+	e->drain_timer.op.done = pv_drain_timer_done;
 	e->delay_timer.op.done = pv_delay_timer_done;
 	e->zap_poll.done = pv_zap_poll_done;
 	e->remap_timer.op.done = pv_remap_timer_done;
@@ -215,7 +270,9 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 		pv_engine_free(e);
 		return -EINVAL;
 	}
+	pv_folio_init(&e->folio);
 	pv_fill_init(e);
+	pv_warm_init(e);
 	// A pager before us was killed while it shrank: goes on as that one would have.
 	if (e->charged > e->budget)
 		e->budget = e->charged;
@@ -270,6 +327,7 @@ void pv_engine_free(struct pv_engine *e)
 		free_list(&e->remap);
 		free_list(&e->delayed);
 	}
+	pv_access_idle_free(e->access_idle);
 	pv_snapshot_end(e);
 	for (uint64_t i = 0; e->chunks && i < e->nr_chunks; i++)
 		for (struct pv_request *r = e->chunks[i].requests, *next; r; r = next) {
@@ -277,32 +335,38 @@ void pv_engine_free(struct pv_engine *e)
 			free(r);
 		}
 	pv_fill_fini(e);
+	pv_folio_fini(&e->folio);
+	for (unsigned i = 0; i < PV_BOUNCES; i++)
+		free(e->bounce[i]);
 	free(e->chunks);
+	free(e->maps);
 	free(e->blocks);
 	free(e);
 }
 
-void pv_punch_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+void pv_chunk_unlist(struct pv_engine *e, struct pv_chunk *c)
 {
-	const struct pv_block *b = pv_block_of(e, chunk);
-
-	for (size_t i = 0, n; (n = bitmap_next_run(which, PV_CHUNK_PAGES, &i)); i += n) {
-		uint64_t at = chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE;
-
-		if (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(n * PAGE_SIZE)) < 0)
-			log_err("cannot punch guest RAM: %s", strerror(errno)); // not known to happen
+	if (c->once) {
+		list_remove(&c->link);
+		e->nr_once--;
 	}
+	c->once = false;
+	pv_queues_remove(&e->queues, c);
 }
 
-void pv_drop_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+// What was touched goes to the last queue, and what only a scan has gone through yet to a list of its own.
+static void enlist(struct pv_engine *e, struct pv_chunk *c)
 {
-	uint64_t missing = pv_chunk_missing(e, chunk);
-
-	pv_pages_set_valid(pv_pages_of(e, chunk), which, false);
-	e->missing += pv_chunk_missing(e, chunk) - missing;
-	pv_pages_count_drop(pv_pages_of(e, chunk));
-	pv_punch_pages(e, chunk, which);
-	e->charged -= bitmap_count(which, PV_CHUNK_PAGES);
+	if (c->untouched) {
+		pv_queues_add_at(&e->queues, c, pv_queues_index(&e->queues, c));
+	} else if (c->streamed) {
+		list_append(&e->once, &c->link);
+		e->nr_once++;
+		c->once = true;
+	} else {
+		pv_queues_add(&e->queues, c);
+	}
+	c->untouched = c->streamed = false;
 }
 
 void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
@@ -314,11 +378,11 @@ void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
 	if (c->requests || c->nr_writes || pv_is_out(c))
 		return;
 	if (c->state == PV_RESIDENT && bitmap_empty(p->valid, PV_CHUNK_PAGES)) {
-		pv_queues_remove(&e->queues, c);
-		pv_chunk_set_state(c, PV_ABSENT);
-	} else if (c->state == PV_RESIDENT && !c->queued) {
-		pv_queues_add_at(&e->queues, c, c->untouched ? pv_queues_index(&e->queues, c) : PV_NR_QUEUES - 1);
-		c->untouched = false;
+		pv_chunk_unlist(e, c);
+		pv_enter_state(e, c, PV_ABSENT);
+		c->foreign = false;
+	} else if (c->state == PV_RESIDENT && !c->queued && !c->once) {
+		enlist(e, c);
 	}
 	pv_pages_of_home(p, PV_HOME_SWAP, swapped);
 	if (c->state == PV_ABSENT && c->swap_used && bitmap_empty(swapped, PV_CHUNK_PAGES)) {
@@ -327,27 +391,35 @@ void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
 	}
 }
 
+// What a scan has gone through, and is touched again, is used more than once.
+static void accessed(struct pv_engine *e, struct pv_chunk *c, uint64_t page)
+{
+	if (!c->once) {
+		pv_queues_access(&e->queues, c);
+	} else if (!pv_streams_has(&e->streams, page)) {
+		pv_chunk_unlist(e, c);
+		pv_queues_add(&e->queues, c);
+	}
+}
+
 void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 {
 	uint64_t chunk = off / PV_CHUNK_SIZE;
 	unsigned page = (unsigned)(off % PV_CHUNK_SIZE / PAGE_SIZE);
 	struct pv_chunk *c = &e->chunks[chunk];
-	const struct pv_pages *p = pv_pages_of(e, chunk);
 
 	c->untouched = false;
 	if (c->state == PV_ZAPPING) { // it takes microseconds and depends on nothing that may wait for this fault
-		c->rescue = true;
+		c->wake = true;
 		return;
 	}
-	if (pv_is_out(c))
-		pv_rescue(e, chunk);
+	accessed(e, c, off / PAGE_SIZE);
+	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
+		pv_map_touched(e, chunk, page);
 	else
-		pv_queues_access(&e->queues, c);
-	if (!bitmap_test(p->valid, page)) {
 		pv_page_in(e, chunk, page, vcpu, overdue);
-		return;
-	}
-	pv_map_touched(e, chunk, page);
+	if (!overdue)
+		pv_look_ahead(e, chunk, page);
 }
 
 void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu)
@@ -355,47 +427,13 @@ void pv_fault(struct pv_engine *e, uint64_t off, bool minor, bool vcpu)
 	const struct pv_pages *p = pv_pages_of(e, off / PV_CHUNK_SIZE);
 	unsigned page = (unsigned)(off % PV_CHUNK_SIZE / PAGE_SIZE);
 
+	PROBE(fault, off / PV_CHUNK_SIZE, page, minor, vcpu);
 	e->stats.faults++;
 	e->stats.faults_on[bitmap_test(p->valid, page) ? PV_HOME_NONE : pv_page_home(p, page)]++;
 	e->stats.minor_faults += minor;
 	e->stats.vcpu_faults += vcpu;
 	e->active = true;
 	pv_serve(e, off, vcpu, false);
-}
-
-static void discard_page(struct pv_engine *e, uint64_t chunk, unsigned page)
-{
-	uint64_t one[PV_WORDS] = { 0 }, missing = pv_chunk_missing(e, chunk);
-
-	bitmap_set(one, page);
-	pv_requests_drop_page(&e->chunks[chunk], page);
-	pv_snapshot_discard(e, chunk, page);
-	pv_pages_set_dirty(pv_pages_of(e, chunk), one);
-	pv_pages_set_home(pv_pages_of(e, chunk), one, PV_HOME_ZERO);
-	e->missing += pv_chunk_missing(e, chunk) - missing;
-	if (bitmap_test(pv_pages_of(e, chunk)->valid, page))
-		pv_drop_pages(e, chunk, one);
-	e->stats.discarded++;
-}
-
-void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
-{
-	for (uint64_t at = off, next; at < off + len; at = next) {
-		uint64_t chunk = at / PV_CHUNK_SIZE, start = chunk * PV_CHUNK_SIZE;
-		unsigned first = (unsigned)((at - start) / PAGE_SIZE), end;
-
-		next = start + PV_CHUNK_SIZE < off + len ? start + PV_CHUNK_SIZE : off + len;
-		end = (unsigned)((next - start) / PAGE_SIZE);
-		if (e->chunks[chunk].zap_event && next - at == len && first == 0 && end == pv_chunk_nr_pages(e, chunk)) {
-			// Ours: the zapper takes a chunk only where it is one mapping, so its event has this range. Should
-			// the guest discard just this range just now, then there will be a second event.
-			e->chunks[chunk].zap_event = false;
-			continue;
-		}
-		for (unsigned page = first; page < end; page++)
-			discard_page(e, chunk, page);
-		pv_chunk_settle(e, chunk);
-	}
 }
 
 bool pv_balance(struct pv_engine *e)
@@ -407,15 +445,24 @@ bool pv_balance(struct pv_engine *e)
 		approach_goal(e);
 	pv_serve_delayed(e);
 	pv_page_out(e);
+	pv_bring_ahead(e);
 	again = pv_snapshot_step(e);
-	return pv_fill(e) || again || e->nr_fast_remaps || !list_empty(&e->drained) || (e->budget > e->goal && !list_empty(&e->standby));
+	again |= pv_warm_step(e);
+	return pv_fill(e) || again || e->nr_fast_remaps || !list_empty(&e->drained) || pv_may_punch(e);
 }
 
 void pv_tick(struct pv_engine *e)
 {
-	if (e->active)
+	if (e->access_idle)
+		pv_access_idle_tick(e->access_idle, ACCESS_NS);
+	if (e->active) {
+		PROBE(tick, e->charged);
 		pv_queues_age(&e->queues);
+	}
 	e->active = false;
+	pv_sampling_tick(e);
+	if (e->folio.nr_left)
+		e->charged -= pv_folio_retry(&e->folio);
 	pv_fill_tick(e);
 }
 
@@ -426,7 +473,9 @@ static unsigned age_of(const struct pv_engine *e, const struct pv_chunk *c)
 
 	if (c->queued || returns)
 		return pv_queues_index(&e->queues, c);
-	return c->state == PV_RESIDENT ? PV_NR_QUEUES - 1 : 0;
+	if (c->once)
+		return 0;
+	return c->state == PV_RESIDENT ? pv_queues_nr(&e->queues) - 1 : 0;
 }
 
 void pv_engine_ages(const struct pv_engine *e, uint8_t *ages)
@@ -434,6 +483,6 @@ void pv_engine_ages(const struct pv_engine *e, uint8_t *ages)
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {
 		const struct pv_chunk *c = &e->chunks[i];
 
-		ages[i] = c->state == PV_ABSENT ? 0 : (uint8_t)(1 + age_of(e, c) * 254 / (PV_NR_QUEUES - 1));
+		ages[i] = c->state == PV_ABSENT ? 0 : pv_queues_age_of(&e->queues, age_of(e, c));
 	}
 }

@@ -28,14 +28,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pvmem/adapt.h"
 #include "pvmem/chunk.h"
 #include "pvmem/queues.h"
 #include "pvmem/swap.h"
+#include "pvmem/tuning.h"
 
 struct loop;
 struct mm_pagemap;
 struct mm_zapper;
 struct pv_engine;
+struct pv_warm_chunk;
 
 // A block of guest RAM.
 struct pv_block {
@@ -44,6 +47,7 @@ struct pv_block {
 	uint64_t hva; // in QEMU
 	int memfd;
 	char *map; // the whole memfd in our memory, MADV_NOHUGEPAGE
+	char *huge; // the same once more, with folios of 1 MiB for chunks that are brought in whole; or NULL
 };
 
 // Pages to be read from the page source; owned by the engine.
@@ -87,14 +91,19 @@ struct pv_opts {
 	// pages of both, so that who waits for one side waits for that only. NULL: all pages are alike.
 	const uint64_t (*in_images)[PV_WORDS];
 	const uint8_t *hotness; // a byte a chunk, 255: the first to be filled; NULL: all are alike
+	const uint8_t *ages;    // a byte a chunk, as pv_engine_ages(): where those that are in memory begin on the queues; NULL: all are alike
+	// To be brought into memory in the background: sorted, the hottest first, then by address; each chunk once, and all there are (warm.h).
+	const struct pv_warm_chunk *warm;
+	size_t nr_warm;
 	const struct pv_ops *ops;
+	struct pv_tuning tuning; // of queue_bits 0: the default
 };
 
 #define PV_LATENCY_BUCKETS 24 // bucket i counts faults of less than 2^i microseconds
 
 struct pv_stats {
 	// Pages, now.
-	uint64_t budget, charged, resident, standby, page_out_under_way, reserve;
+	uint64_t budget, charged, resident, idle, standby, page_out_under_way, reserve;
 	uint64_t overdraft, overdraft_max; // charged beyond the budget, for the sake of I/O in flight
 	uint64_t shadow; // of a snapshot, beyond the budget too
 	uint64_t swapped, remote, empty;
@@ -105,7 +114,11 @@ struct pv_stats {
 	uint64_t faults_on[PV_HOME_SOURCE + 1]; // by the page's home; [PV_HOME_NONE]: in memory
 	uint64_t in_zero, in_swap, in_source;    // pages
 	uint64_t out_written, out_clean, out_zero; // pages
-	uint64_t chunks_out, chunks_rescued;
+	uint64_t chunks_out, pages_kept; // kept: touched on their way out
+	uint64_t windows[PV_NR_WINDOWS]; // page-ins that brought so much
+	uint64_t sampled, sampled_used;  // pages that came unasked, were left unmapped to see, and have left; of these, those touched
+	uint64_t in_ahead;               // pages brought ahead of a stream
+	enum pv_access_kind access;      // the provider of access information
 	uint64_t drains, drain_ns, drain_ns_max;
 	uint64_t filled_memory, filled_swap; // pages
 	uint64_t discarded; // pages that the guest gave back
@@ -117,7 +130,8 @@ struct pv_stats {
 	const char *trouble;            // what went wrong last, or NULL when nothing waits
 	int trouble_err;                // -errno, or 0
 	uint64_t trouble_ns;            // for how long
-	size_t queue[PV_NR_QUEUES];
+	size_t queue[PV_QUEUE_BUCKETS];
+	unsigned nr_queue_buckets; // of these
 };
 
 // The smallest budget that works, for so much guest RAM.
@@ -132,6 +146,8 @@ void pv_engine_run(struct pv_engine *e);
 // Another budget: at once if it is larger (at most all of guest RAM), else as soon as pages have gone; faults are served
 // meanwhile. Less than all of guest RAM needs a swap image. -EINVAL: less than pv_min_budget().
 int pv_engine_set_budget(struct pv_engine *e, uint64_t bytes);
+// Another method, another provider of access information; the rest of it is for who starts.
+void pv_engine_tune(struct pv_engine *e, const struct pv_tuning *t);
 // No I/O of the engine may be in flight: the loop has ended.
 void pv_engine_free(struct pv_engine *e);
 

@@ -62,7 +62,7 @@ static bool may_fill(const struct pv_engine *e, uint64_t chunk)
 {
 	const struct pv_chunk *c = &e->chunks[chunk];
 
-	return !c->requests && !c->nr_writes && (!pv_is_out(c) || c->state == PV_STANDBY) && needs_source(e, chunk);
+	return !c->requests && !c->nr_writes && (!pv_is_out(c) || c->state == PV_STANDBY || c->state == PV_IDLE) && needs_source(e, chunk);
 }
 
 void pv_fill_done(struct pv_engine *e, int err, const char *what)
@@ -104,6 +104,8 @@ static void fill_chunk(struct pv_engine *e, uint64_t chunk)
 	uint64_t source[PV_WORDS], here[PV_WORDS];
 	bool standby = c->state == PV_STANDBY;
 
+	if (c->state == PV_IDLE)
+		pv_leave_idle(e, chunk);
 	pv_pages_of_home(p, PV_HOME_SOURCE, source);
 	keep_first_side(e, chunk, source);
 	for (unsigned w = 0; w < PV_WORDS; w++) {
@@ -123,19 +125,17 @@ static uint64_t hot_chunk(const struct pv_engine *e)
 	uint64_t beside = e->nr_chunks;
 	unsigned left = LOOK_HOT;
 
-	for (unsigned i = PV_NR_QUEUES - 1; i && left; i--) {
-		const struct list *q = &e->queues.queue[i];
+	// The oldest queue has what nobody has accessed for long, and what was filled itself.
+	for (const struct pv_chunk *c = pv_queues_newest(&e->queues); c && left && pv_queues_index(&e->queues, c);
+	     c = pv_queues_older(&e->queues, c), left--) {
+		uint64_t chunk = pv_chunk_index(e, c);
 
-		for (struct list *node = q->prev; node != q && left; node = node->prev, left--) {
-			uint64_t chunk = pv_chunk_index(e, list_entry(node, struct pv_chunk, link));
-
-			if (may_fill(e, chunk))
-				return chunk;
-			if (beside == e->nr_chunks && chunk + 1 < e->nr_chunks && may_fill(e, chunk + 1))
-				beside = chunk + 1;
-			else if (beside == e->nr_chunks && chunk && may_fill(e, chunk - 1))
-				beside = chunk - 1;
-		}
+		if (may_fill(e, chunk))
+			return chunk;
+		if (beside == e->nr_chunks && chunk + 1 < e->nr_chunks && may_fill(e, chunk + 1))
+			beside = chunk + 1;
+		else if (beside == e->nr_chunks && chunk && may_fill(e, chunk - 1))
+			beside = chunk - 1;
 	}
 	return beside;
 }
@@ -250,7 +250,7 @@ bool pv_fill(struct pv_engine *e)
 	size_t left = LOOK_AHEAD;
 	uint64_t now, chunk;
 
-	if (!f->active || e->held || e->swap_reads_waiting)
+	if (!f->active || e->held || e->swap_reads_waiting || e->warm.active) // what was hot comes before all else
 		return false;
 	now = clock_now_ns();
 	while (f->nr_busy < at_a_time(e, now) && is_time(e, now)) {

@@ -163,15 +163,13 @@ static void placed_in_memory(struct pv_fill_copy *copy, const uint64_t data[PV_W
 	struct pv_chunk *c = &e->chunks[chunk];
 	struct pv_pages *p = pv_pages_of(e, chunk);
 	// Unmapped as all of the chunk is, so that its first touch is seen.
-	bool unmapped = c->untouched && (c->placed || bitmap_empty(p->valid, PV_CHUNK_PAGES));
+	bool unmapped = c->untouched && bitmap_empty(pv_maps_of(e, chunk)->mapped, PV_CHUNK_PAGES);
 
 	pv_expect_pages(e, chunk, data);
 	pv_pages_set_valid(p, data, true);
 	pv_pages_set_home(p, data, PV_HOME_NONE);
 	e->stats.filled_memory += bitmap_count(data, PV_CHUNK_PAGES);
-	if (unmapped)
-		c->placed = true;
-	else
+	if (!unmapped)
 		pv_map_pages(e, chunk, data);
 }
 
@@ -249,7 +247,7 @@ void pv_fill_copy_begin(struct pv_engine *e, uint64_t chunk, const uint64_t page
 	copy->begun_ns = clock_now_ns();
 	copy->nr_again = 0;
 	copy->busy = true;
-	pv_queues_remove(&e->queues, c);
+	pv_chunk_unlist(e, c);
 	c->nr_writes++;
 	c->untouched = true;
 	copy->source.chunk = chunk;

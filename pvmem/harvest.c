@@ -10,8 +10,8 @@
 // and what was learnt goes to two places: home NONE (stale in swap), for page-out, and dirty, for whoever dumps the VM.
 //
 // A chunk that was saved on its way out may have writes in flight, at whose end its pages have the home SWAP again: they are told
-// which of them are not any more what is being written. A chunk further out than ZAPPING has no mapping, and was looked at when it
-// lost it.
+// which of them are not any more what is being written. Only what is mapped can have been written to: what was zapped and not mapped
+// again was looked at when it lost its mapping, and the kernel may call it written for ever.
 #include <string.h>
 
 #include "pvmem/engine_int.h"
@@ -25,7 +25,7 @@ static size_t note_written(struct pv_engine *e, uint64_t chunk, const uint64_t s
 	uint64_t written[PV_WORDS];
 
 	for (unsigned w = 0; w < PV_WORDS; w++)
-		written[w] = scanned[w] & p->valid[w];
+		written[w] = scanned[w] & p->valid[w] & (e->chunks[chunk].foreign ? ~0UL : pv_maps_of(e, chunk)->mapped[w]);
 	pv_pages_set_dirty(p, written);
 	pv_pages_set_home(p, written, PV_HOME_NONE);
 	pv_writes_are_old(e, chunk, written);
@@ -51,7 +51,7 @@ void pv_harvest_zapped(struct pv_engine *e, uint64_t chunk)
 
 static bool may_be_mapped(const struct pv_engine *e, uint64_t chunk)
 {
-	return e->chunks[chunk].state == PV_RESIDENT || e->chunks[chunk].state == PV_ZAPPING;
+	return e->chunks[chunk].foreign || !bitmap_empty(pv_maps_of(e, chunk)->mapped, PV_CHUNK_PAGES);
 }
 
 // How many chunks from this one on may be mapped, in the same block.

@@ -7,24 +7,16 @@
 
 #include "pvmem/engine_int.h"
 #include "util/log.h"
-#include "util/zero.h"
 
-#define MAX_ZAPS 64                      // chunks being zapped at a time
-#define PUNCHES_A_STEP 4                 // ahead of need; few, so that faults are not kept waiting behind them
-#define WRITES_A_STEP 8                  // chunks
+#define MAX_ZAPS 128                     // chunks being zapped at a time: the ring's thread spins for milliseconds after each burst
+#define BURST_PART 16                    // of the budget: so much is zapped in a burst, if there are not more
 #define MAX_REFUSED 4                    // victims that the zapper will not take, in one step
 #define WRITE_RETRY_NS NSEC_PER_SEC      // after a write-out that failed
 #define DRAIN_LATE_NS (10 * NSEC_PER_SEC)
-
-// Write-out of a run of stale pages of one chunk.
-struct write_out {
-	struct list link; // of those in flight
-	struct loop_op op;
-	struct pv_engine *e;
-	uint64_t chunk;
-	unsigned first, nr;
-	uint64_t rewritten[PV_WORDS]; // pages that QEMU has written to meanwhile, and a harvest has found
-};
+#define DRAIN_PAUSE 10                   // times what a drain took passes before the next
+#define DRAIN_PAUSE_MIN_NS (10 * NSEC_PER_MSEC)
+#define SAMPLE_PERIODS 2                 // of the queues: so long after a page-out chunks are sampled
+#define ONCE_PART 8                      // of the budget: what is used once may have so much, and goes first beyond
 
 bool pv_is_out(const struct pv_chunk *c)
 {
@@ -38,39 +30,75 @@ static void out_went_well(struct pv_engine *e)
 		e->out_failing_since_ns = 0;
 }
 
-// The chunk goes on to a stage: on its list, and counted there.
-static void enter_stage(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state s, struct list *l)
+// Where the pages of a stage are counted; NULL: nowhere.
+static uint64_t *count_of(struct pv_engine *e, enum pv_chunk_state s)
 {
-	list_remove(&c->link);
-	pv_chunk_set_state(c, s);
-	list_append(l, &c->link);
-	if (s == PV_STANDBY) {
-		e->nr_out -= c->out_pages;
-		e->nr_standby += c->out_pages;
-		out_went_well(e);
+	switch (s) {
+	case PV_ZAPPING:
+	case PV_IDLE:
+		return &e->nr_idle;
+	case PV_DRAINING:
+	case PV_WRITING:
+		return &e->nr_out;
+	case PV_STANDBY:
+		return &e->nr_standby;
+	default:
+		return NULL;
 	}
 }
 
-static void leave_stages(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state s)
+static void count_out(struct pv_engine *e, const struct pv_chunk *c, int64_t pages)
 {
-	list_remove(&c->link);
-	*(c->state == PV_STANDBY ? &e->nr_standby : &e->nr_out) -= c->out_pages;
-	c->out_pages = 0;
-	pv_chunk_set_state(c, s);
+	uint64_t *count = count_of(e, c->state);
+
+	if (count)
+		*count += (uint64_t)pages;
 }
 
-// Resident again, mapped, and as recently used as a chunk can be that was on its way out.
+// The chunk goes on to a stage: on its list, and counted there.
+void pv_enter_stage(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state s, struct list *l)
+{
+	count_out(e, c, -c->out_pages);
+	list_remove(&c->link);
+	pv_enter_state(e, c, s);
+	list_append(l, &c->link);
+	count_out(e, c, c->out_pages);
+	if (s == PV_STANDBY)
+		out_went_well(e);
+}
+
+void pv_stay(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
+{
+	struct pv_chunk *c = &e->chunks[chunk];
+	struct pv_maps *m = pv_maps_of(e, chunk);
+	uint16_t before = c->out_pages;
+
+	if (!before)
+		return;
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		m->out[w] &= ~which[w];
+	c->out_pages = (uint16_t)bitmap_count(m->out, PV_CHUNK_PAGES);
+	count_out(e, c, c->out_pages - before);
+}
+
+static void leave_stages(struct pv_engine *e, uint64_t chunk, enum pv_chunk_state s)
+{
+	struct pv_chunk *c = &e->chunks[chunk];
+
+	count_out(e, c, -c->out_pages);
+	list_remove(&c->link);
+	memset(pv_maps_of(e, chunk)->out, 0, sizeof pv_maps_of(e, chunk)->out);
+	c->out_pages = 0;
+	pv_enter_state(e, c, s);
+}
+
+// Resident again, and as recently used as a chunk can be that was on its way out. What was not touched stays unmapped.
 static void come_back(struct pv_engine *e, uint64_t chunk)
 {
 	struct pv_chunk *c = &e->chunks[chunk];
 
-	leave_stages(e, c, PV_RESIDENT);
-	c->rescue = false;
-	c->placed = pv_snapshot_is_on(e); // then few pages are mapped at a time
-	c->thin = c->mapped;
-	if (!c->placed)
-		pv_map_pages(e, chunk, pv_pages_of(e, chunk)->valid);
-	if (!c->nr_writes)
+	leave_stages(e, chunk, PV_RESIDENT);
+	if (!c->nr_writes && !c->requests)
 		pv_queues_return(&e->queues, c);
 	pv_chunk_settle(e, chunk);
 }
@@ -78,66 +106,57 @@ static void come_back(struct pv_engine *e, uint64_t chunk)
 void pv_rescue(struct pv_engine *e, uint64_t chunk)
 {
 	assert(e->chunks[chunk].state != PV_ZAPPING);
-	e->stats.chunks_rescued++;
 	come_back(e, chunk);
 }
 
+void pv_leave_idle(struct pv_engine *e, uint64_t chunk)
+{
+	struct pv_chunk *c = &e->chunks[chunk];
+
+	assert(c->state == PV_IDLE);
+	leave_stages(e, chunk, PV_RESIDENT);
+	c->untouched = true;
+	pv_chunk_settle(e, chunk);
+}
+
+// What was touched on its way out stays; all else of it goes.
 static void punch_chunk(struct pv_engine *e, uint64_t chunk)
 {
 	struct pv_chunk *c = &e->chunks[chunk];
-	struct pv_pages *p = pv_pages_of(e, chunk);
-	uint64_t homeless[PV_WORDS], valid[PV_WORDS];
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+	uint64_t homeless[PV_WORDS], out[PV_WORDS];
 
+	memcpy(out, pv_maps_of(e, chunk)->out, sizeof out);
 	pv_pages_of_home(p, PV_HOME_NONE, homeless);
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		homeless[w] &= out[w];
 	if (!bitmap_empty(homeless, PV_CHUNK_PAGES)) {
 		log_err("chunk %lu would be dropped with pages that are nowhere else", chunk);
 		abort(); // rather than lose them: another pager can take over
 	}
-	memcpy(valid, p->valid, sizeof valid);
-	pv_drop_pages(e, chunk, valid);
+	pv_drop_pages(e, chunk, out);
 	if (e->budget > e->goal) { // half of what has gone is given up, however many faults wait for it
-		uint64_t half = bitmap_count(valid, PV_CHUNK_PAGES) / 2;
+		uint64_t half = bitmap_count(out, PV_CHUNK_PAGES) / 2;
 
 		e->budget -= half < e->budget - e->goal ? half : e->budget - e->goal;
 	}
-	leave_stages(e, c, PV_ABSENT);
 	e->stats.chunks_out++;
+	if (c->requests || c->nr_writes || !bitmap_empty(p->valid, PV_CHUNK_PAGES)) {
+		come_back(e, chunk);
+		return;
+	}
+	leave_stages(e, chunk, PV_ABSENT);
 	pv_chunk_settle(e, chunk);
 }
 
-bool pv_make_free(struct pv_engine *e, uint64_t pages)
+bool pv_make_free(struct pv_engine *e, uint64_t pages, unsigned max)
 {
-	while (pv_free_pages(e) < pages && !list_empty(&e->standby))
+	while (pv_free_pages(e) < pages && !list_empty(&e->standby) && max--)
 		punch_chunk(e, pv_chunk_index(e, list_first(&e->standby, struct pv_chunk, link)));
 	return pv_free_pages(e) >= pages;
 }
 
-// A page that the guest discarded between the order to write it and the write: to be written, it was allocated again.
-static void give_back_discarded(struct pv_engine *e, const struct write_out *w)
-{
-	const struct pv_pages *p = pv_pages_of(e, w->chunk);
-	uint64_t gone[PV_WORDS] = { 0 }, flight[PV_WORDS];
-
-	bitmap_set_range(gone, w->first, w->nr);
-	pv_pages_in_flight(&e->chunks[w->chunk], flight);
-	for (unsigned i = 0; i < PV_WORDS; i++)
-		gone[i] &= ~p->valid[i] & ~flight[i];
-	pv_punch_pages(e, w->chunk, gone);
-}
-
-void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS])
-{
-	if (!e->chunks[chunk].nr_writes)
-		return;
-	for (struct list *node = e->writes.next; node != &e->writes; node = node->next) {
-		struct write_out *w = list_entry(node, struct write_out, link);
-
-		for (unsigned i = 0; w->chunk == chunk && i < PV_WORDS; i++)
-			w->rewritten[i] |= written[i];
-	}
-}
-
-static void out_failed(struct pv_engine *e, const char *what, int err)
+void pv_out_failed(struct pv_engine *e, const char *what, int err)
 {
 	uint64_t now = clock_now_ns();
 
@@ -148,81 +167,19 @@ static void out_failed(struct pv_engine *e, const char *what, int err)
 	e->out_not_before_ns = now + WRITE_RETRY_NS;
 }
 
-static void write_out_done(struct loop_op *op, int res)
+void pv_drain_timer_done(struct loop_op *op, int res)
 {
-	struct write_out *w = list_entry(op, struct write_out, op);
-	struct pv_engine *e = w->e;
-	struct pv_chunk *c = &e->chunks[w->chunk];
-	struct pv_pages *p = pv_pages_of(e, w->chunk);
-
-	if (res < 0 || (unsigned)res < w->nr * PAGE_SIZE) {
-		int err = res < 0 ? res : -EIO;
-
-		if (clock_now_ns() >= e->out_not_before_ns)
-			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(-err));
-		out_failed(e, "the swap image cannot be written", err);
-		e->stats.writes_failed++;
-		c->write_failed = true;
-	} else {
-		// A page that QEMU has written to since its rescue is a matter of the next harvest, or was found by one already.
-		for (unsigned i = w->first; i < w->first + w->nr; i++)
-			if (bitmap_test(p->valid, i) && pv_page_home(p, i) == PV_HOME_NONE && !bitmap_test(w->rewritten, i))
-				pv_page_set_home(p, i, PV_HOME_SWAP);
-		e->stats.out_written += w->nr;
-	}
-	list_remove(&w->link);
-	give_back_discarded(e, w);
-	if (!--c->nr_writes) {
-		bool failed = c->write_failed;
-
-		c->write_failed = false;
-		if (c->state != PV_WRITING)
-			pv_chunk_settle(e, w->chunk);
-		else if (failed)
-			come_back(e, w->chunk);
-		else
-			enter_stage(e, c, PV_STANDBY, &e->standby);
-	}
-	free(w);
-}
-
-// Nothing can change the chunk now: QEMU has no mapping, and all I/O that knew its pages has ended.
-static void write_out(struct pv_engine *e, uint64_t chunk)
-{
-	struct pv_chunk *c = &e->chunks[chunk];
-	struct pv_pages *p = pv_pages_of(e, chunk);
-	const char *map = pv_chunk_map(e, chunk);
-	uint64_t stale[PV_WORDS], clean[PV_WORDS];
-
-	enter_stage(e, c, PV_WRITING, &e->writing);
-	pv_pages_of_home(p, PV_HOME_NONE, stale);
-	for (unsigned w = 0; w < PV_WORDS; w++)
-		clean[w] = p->valid[w] & ~stale[w];
-	e->stats.out_clean += bitmap_count(clean, PV_CHUNK_PAGES);
-	for (unsigned i = 0; i < PV_CHUNK_PAGES; i++)
-		if (bitmap_test(stale, i) && mem_is_zero(map + i * PAGE_SIZE, PAGE_SIZE)) {
-			bitmap_clear(stale, i);
-			pv_page_set_home(p, i, PV_HOME_ZERO);
-			e->stats.out_zero++;
-		}
-	for (size_t i = 0, n; (n = bitmap_next_run(stale, PV_CHUNK_PAGES, &i)); i += n) {
-		struct write_out *w = pv_alloc(sizeof *w);
-
-		*w = (struct write_out){ .op.done = write_out_done, .e = e, .chunk = chunk, .first = (unsigned)i, .nr = (unsigned)n };
-		c->nr_writes++;
-		c->swap_used = true;
-		list_append(&e->writes, &w->link);
-		loop_write(e->o.loop, &w->op, e->o.swap->fd, map + i * PAGE_SIZE, n * PAGE_SIZE, chunk * PV_CHUNK_SIZE + i * PAGE_SIZE);
-	}
-	if (!c->nr_writes)
-		enter_stage(e, c, PV_STANDBY, &e->standby);
+	(void)op; // the round that it causes ends in pv_balance()
+	(void)res;
 }
 
 void pv_drained(struct pv_engine *e, int err)
 {
-	uint64_t ns = clock_now_ns() - e->drain_begun_ns;
+	uint64_t now = clock_now_ns(), ns = now - e->drain_begun_ns;
 
+	PROBE(drain_end, err, ns);
 	e->drain_busy = false;
+	e->next_drain_ns = now + (ns * DRAIN_PAUSE < DRAIN_PAUSE_MIN_NS ? DRAIN_PAUSE_MIN_NS : ns * DRAIN_PAUSE);
 	e->stats.drains++;
 	e->stats.drain_ns += ns;
 	if (ns > e->stats.drain_ns_max)
@@ -238,7 +195,7 @@ void pv_drained(struct pv_engine *e, int err)
 	while (!list_empty(&e->draining))
 		come_back(e, pv_chunk_index(e, list_first(&e->draining, struct pv_chunk, link)));
 	if (err)
-		out_failed(e, "QEMU's block I/O cannot be drained", err);
+		pv_out_failed(e, "QEMU's block I/O cannot be drained", err);
 }
 
 // Unmapped for a snapshot, and otherwise as before.
@@ -246,40 +203,39 @@ static void zapped_only(struct pv_engine *e, uint64_t chunk)
 {
 	struct pv_chunk *c = &e->chunks[chunk];
 
-	leave_stages(e, c, PV_RESIDENT);
-	c->untouched = !c->rescue;
-	c->zap_only = c->rescue = false;
-	c->placed = true;
-	c->thin = c->mapped;
+	leave_stages(e, chunk, PV_RESIDENT);
+	c->untouched = !c->wake;
+	c->zap_only = false;
 	pv_chunk_settle(e, chunk);
 }
 
 static void zap_done(struct pv_engine *e, uint64_t chunk, int res)
 {
 	struct pv_chunk *c = &e->chunks[chunk];
+	bool wake = c->wake || res;
 
 	c->zap_event = false;
 	pv_pages_of(e, chunk)->zapping = 0;
 	e->nr_zapping--;
-	c->mapped |= res != 0;
 	if (c->zap_only)
 		pv_harvest_chunk(e, chunk); // so that the same is not found again when it was touched
 	else
 		pv_harvest_zapped(e, chunk);
 	if (res && res != -EAGAIN)
 		log_warn("cannot zap chunk %lu: %s; it stays in memory", chunk, strerror(-res));
-	if (!res && !c->rescue && !c->zap_only) {
-		enter_stage(e, c, PV_DRAINING, &e->zapped);
-		return;
-	}
-	if (c->zap_only) {
+	if (res)
+		c->foreign = true; // who knows what is mapped
+	else
+		pv_forget_mappings(e, chunk);
+	if (c->zap_only)
 		zapped_only(e, chunk);
-	} else {
-		e->stats.chunks_rescued += c->rescue;
+	else if (res || !c->out_pages) // or all of it was given back meanwhile
 		come_back(e, chunk);
-	}
-	// Who touched a page meanwhile was not answered, and faults again.
-	mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, chunk), pv_chunk_nr_pages(e, chunk) * PAGE_SIZE);
+	else
+		pv_enter_stage(e, c, PV_IDLE, &e->idle);
+	c->wake = false;
+	if (wake) // who touched a page meanwhile was not answered, and faults again
+		mm_uffd_wake(e->o.uffd, pv_chunk_hva(e, chunk), pv_chunk_nr_pages(e, chunk) * PAGE_SIZE);
 }
 
 void pv_zap_poll_done(struct loop_op *op, int res)
@@ -296,27 +252,44 @@ void pv_zap_poll_done(struct loop_op *op, int res)
 		log_err("cannot wait for zaps: %s; nothing is paged out any more", strerror(-res));
 }
 
+// What came unasked, was left unmapped to see, and still is: it was of no use.
+static void learn(struct pv_engine *e, uint64_t chunk)
+{
+	struct pv_maps *m = pv_maps_of(e, chunk);
+	unsigned unused = (unsigned)bitmap_count(m->sample, PV_CHUNK_PAGES);
+
+	if (!unused)
+		return;
+	pv_adapt_learn(&e->adapt, &e->chunks[chunk].history, e->chunks[chunk].window, unused, 0);
+	e->stats.sampled += unused;
+	memset(m->sample, 0, sizeof m->sample);
+}
+
 int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only)
 {
 	uint64_t chunk = pv_chunk_index(e, c), len = pv_chunk_nr_pages(e, chunk) * PAGE_SIZE;
 	int r;
 
 	if (e->o.zap_own)
-		madvise(pv_chunk_map(e, chunk), len, MADV_DONTNEED);
+		pv_unmap_own(e, chunk);
 	pv_pages_of(e, chunk)->zapping = 1;
 	r = mm_zap_queue(e->o.zapper, pv_chunk_hva(e, chunk), len, chunk);
 	if (r) {
 		pv_pages_of(e, chunk)->zapping = 0;
 		return r;
 	}
-	pv_queues_remove(&e->queues, c);
-	c->placed = c->thin = c->mapped = false;
+	pv_chunk_unlist(e, c);
 	c->zap_only = only;
 	c->zap_event = !e->o.zap_own; // MADV_PAGEOUT raises none
-	c->out_pages = only ? 0 : (uint16_t)bitmap_count(pv_pages_of(e, chunk)->valid, PV_CHUNK_PAGES);
-	e->nr_out += c->out_pages;
 	e->nr_zapping++;
-	enter_stage(e, c, PV_ZAPPING, &e->zapping);
+	pv_enter_stage(e, c, PV_ZAPPING, &e->zapping);
+	if (only)
+		return 0;
+	e->sampling.zaps++;
+	learn(e, chunk);
+	memcpy(pv_maps_of(e, chunk)->out, pv_pages_of(e, chunk)->valid, sizeof pv_maps_of(e, chunk)->out);
+	c->out_pages = (uint16_t)bitmap_count(pv_maps_of(e, chunk)->out, PV_CHUNK_PAGES);
+	count_out(e, c, c->out_pages);
 	return 0;
 }
 
@@ -328,30 +301,68 @@ static uint64_t lacking(const struct pv_engine *e)
 	return used > soon_free ? used - soon_free : 0;
 }
 
-static void choose_victims(struct pv_engine *e)
+// What a scan went through goes first, as long as there is much of it: it does not wash out what is used again and again.
+static struct pv_chunk *next_victim(const struct pv_engine *e)
 {
+	struct pv_chunk *oldest = pv_queues_oldest(&e->queues);
+
+	if (!list_empty(&e->once) && (!oldest || e->nr_once * PV_CHUNK_PAGES > e->goal / ONCE_PART))
+		return list_first(&e->once, struct pv_chunk, link);
+	return oldest;
+}
+
+static void choose_victims(struct pv_engine *e, uint64_t idle)
+{
+	uint64_t burst = e->goal / BURST_PART < MAX_ZAPS * PV_CHUNK_PAGES ? e->goal / BURST_PART : MAX_ZAPS * PV_CHUNK_PAGES;
 	unsigned refused = 0;
 
-	while (lacking(e) && e->nr_zapping < MAX_ZAPS && refused < MAX_REFUSED) {
-		struct pv_chunk *victim = pv_queues_oldest(&e->queues);
+	if (e->nr_zapping || (e->nr_idle >= lacking(e) && e->nr_idle + burst > idle))
+		return;
+	while (e->nr_idle < idle && e->nr_zapping < MAX_ZAPS && refused < MAX_REFUSED) {
+		struct pv_chunk *victim = next_victim(e);
 		int r = victim ? pv_zap(e, victim, false) : -EBUSY;
 
 		if (r == -EBUSY)
 			break;
 		if (r) { // another one's turn
 			refused++;
-			pv_queues_remove(&e->queues, victim);
+			pv_chunk_unlist(e, victim);
 			pv_queues_add(&e->queues, victim);
 		}
 	}
 	mm_zap_submit(e->o.zapper);
 }
 
+// One drain for all that is to go by now; what comes while it runs waits for the next. They keep a distance, since a drain costs
+// the guest's disks something, however few chunks it is for; unless memory runs short.
+static void drain(struct pv_engine *e, uint64_t now)
+{
+	bool early = now < e->next_drain_ns && pv_free_pages(e) + e->nr_standby > e->low;
+
+	if (e->drain_busy || list_empty(&e->leaving))
+		return;
+	if (early) {
+		if (!e->drain_timer.op.busy)
+			loop_timer(e->o.loop, &e->drain_timer, e->next_drain_ns - now);
+		return;
+	}
+	list_splice(&e->draining, &e->leaving);
+	e->drain_busy = true;
+	e->drain_begun_ns = now;
+	PROBE(drain_begin, e->nr_out);
+	e->o.ops->drain(e->o.ops->ctx);
+}
+
+bool pv_may_punch(const struct pv_engine *e)
+{
+	return (pv_free_pages(e) < e->low || e->budget > e->goal) && !list_empty(&e->standby);
+}
+
 void pv_page_out(struct pv_engine *e)
 {
-	uint64_t now = clock_now_ns();
+	uint64_t now = clock_now_ns(), lack;
 
-	for (unsigned i = 0; i < PUNCHES_A_STEP && (pv_free_pages(e) < e->low || e->budget > e->goal) && !list_empty(&e->standby); i++)
+	if (pv_may_punch(e)) // one, and one to be written, so that faults are not kept waiting behind them
 		punch_chunk(e, pv_chunk_index(e, list_first(&e->standby, struct pv_chunk, link)));
 	if (e->drain_busy && !e->drain_late && now - e->drain_begun_ns > DRAIN_LATE_NS) {
 		e->drain_late = true;
@@ -359,19 +370,18 @@ void pv_page_out(struct pv_engine *e)
 		e->trouble_err = 0;
 		log_warn("%s", e->trouble);
 	}
-	for (unsigned i = 0; i < WRITES_A_STEP && !list_empty(&e->drained); i++)
-		write_out(e, pv_chunk_index(e, list_first(&e->drained, struct pv_chunk, link)));
+	if (!list_empty(&e->drained))
+		pv_write_out(e, pv_chunk_index(e, list_first(&e->drained, struct pv_chunk, link)));
 	if (e->held || now < e->out_not_before_ns)
 		return;
-	if (lacking(e) > e->target / 4) // in batches: a drain costs the guest's disks something, however few chunks it is for
-		choose_victims(e);
-	else if (!e->nr_out)
+	lack = lacking(e);
+	if (lack > e->target / 4) { // in batches
+		e->sampling.periods_left = SAMPLE_PERIODS;
+		choose_victims(e, lack + pv_sampling_goal(e));
+		while (lacking(e) && !list_empty(&e->idle))
+			pv_enter_stage(e, list_first(&e->idle, struct pv_chunk, link), PV_DRAINING, &e->leaving);
+	} else if (!e->nr_out) {
 		e->out_failing_since_ns = 0; // there is nothing to go any more
-	// One drain for all that is zapped by now; what is zapped while it runs waits for the next.
-	if (!e->drain_busy && !e->nr_zapping && !list_empty(&e->zapped)) {
-		list_splice(&e->draining, &e->zapped);
-		e->drain_busy = true;
-		e->drain_begun_ns = now;
-		e->o.ops->drain(e->o.ops->ctx);
 	}
+	drain(e, now);
 }

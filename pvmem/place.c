@@ -8,7 +8,6 @@
 
 #include "util/io.h"
 
-#define HOTNESS_BYTES 3
 // For pages that are wanted in memory whatever their chunk: a part of the budget, within limits.
 #define RESERVE_PART 32
 #define RESERVE_MIN (1 * MiB / PAGE_SIZE)
@@ -47,7 +46,7 @@ unsigned pv_placement_chunk_pages(const struct pv_placement *pm, uint64_t chunk)
 
 static unsigned hot_pages(const uint8_t *hotness, uint64_t chunk)
 {
-	return hotness[chunk * HOTNESS_BYTES + 1] | (unsigned)hotness[chunk * HOTNESS_BYTES + 2] << 8;
+	return hotness[chunk * PV_HOTNESS_BYTES + 1] | (unsigned)hotness[chunk * PV_HOTNESS_BYTES + 2] << 8;
 }
 
 static uint64_t reserve_of(uint64_t ram)
@@ -65,7 +64,7 @@ static unsigned find_limit(const struct pv_placement *pm, const uint8_t *hotness
 	unsigned limit = 255;
 
 	for (uint64_t i = 0; i < pm->nr_chunks; i++)
-		pages[hotness[i * HOTNESS_BYTES]] += hot_pages(hotness, i);
+		pages[hotness[i * PV_HOTNESS_BYTES]] += hot_pages(hotness, i);
 	for (; limit && pages[limit] <= *left; limit--)
 		*left -= pages[limit];
 	return limit;
@@ -88,7 +87,7 @@ int pv_placement_plan(struct pv_placement *pm, const uint8_t *hotness, uint64_t 
 	limit = find_limit(pm, hotness, &left);
 	for (uint64_t i = 0; i < nr_chunks; i++) {
 		struct pv_chunk_place *c = &pm->chunks[i];
-		unsigned hot = hotness[i * HOTNESS_BYTES], nr = hot_pages(hotness, i);
+		unsigned hot = hotness[i * PV_HOTNESS_BYTES], nr = hot_pages(hotness, i);
 
 		if (!nr)
 			continue;
@@ -223,20 +222,33 @@ static const char *packed_at(const struct pv_placing *p, size_t page)
 }
 
 // By write(), which allocates in half the time that page faults take.
-static int place_in_ram(struct pv_placement *pm, const struct pv_placing *p, const uint64_t ram[PV_WORDS])
+static int write_pages(const struct pv_block *b, const struct pv_placing *p, const uint64_t ram[PV_WORDS])
 {
-	struct pv_pages *pages = &pm->pages[p->chunk];
-	const struct pv_block *b = block_of(pm, p->chunk);
-
 	for (size_t i = 0, n; (n = bitmap_next_run(ram, PV_CHUNK_PAGES, &i)); i += n) {
 		int err = io_pwrite_full(b->memfd, packed_at(p, i), n * PAGE_SIZE, p->chunk * PV_CHUNK_SIZE - b->off + i * PAGE_SIZE);
 
 		if (err)
 			return err;
 	}
+	return 0;
+}
+
+static int place_in_ram(struct pv_placement *pm, const struct pv_placing *p, const uint64_t ram[PV_WORDS])
+{
+	struct pv_pages *pages = &pm->pages[p->chunk];
+	const struct pv_block *b = block_of(pm, p->chunk);
+	size_t nr = bitmap_count(ram, PV_CHUNK_PAGES);
+	int err = 0;
+
+	if (b->huge && nr == PV_CHUNK_PAGES && bitmap_empty(pages->valid, PV_CHUNK_PAGES)) // a folio, and room was taken for all of it
+		memcpy(b->huge + (p->chunk * PV_CHUNK_SIZE - b->off), p->packed, PV_CHUNK_SIZE);
+	else
+		err = write_pages(b, p, ram);
+	if (err)
+		return err;
 	pv_pages_set_valid(pages, ram, true);
 	pv_pages_set_home(pages, ram, PV_HOME_NONE);
-	add(&pm->nr_ram, bitmap_count(ram, PV_CHUNK_PAGES));
+	add(&pm->nr_ram, nr);
 	return 0;
 }
 

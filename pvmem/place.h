@@ -29,6 +29,8 @@
 #include "pvmem/engine.h"
 #include "util/loop.h"
 
+#define PV_HOTNESS_BYTES 3
+
 // Where what appears in a chunk goes. UNDECIDED: to memory, if there is room for all that comes of it first.
 enum pv_place { PV_PLACE_UNDECIDED, PV_PLACE_RAM, PV_PLACE_SWAP };
 
@@ -82,7 +84,7 @@ struct pv_placing {
 int pv_placement_init(struct pv_placement *pm, const struct pv_swap *swap, const struct pv_block *blocks, size_t nr_blocks,
 		      struct pv_pages *pages, uint64_t nr_chunks, uint64_t ram);
 void pv_placement_fini(struct pv_placement *pm); // accepts a zeroed one
-// Decides for all chunks, before anything is placed. hotness: 3 bytes a chunk: how hot it is (255: most), and how many pages of it have
+// Decides for all chunks, before anything is placed. hotness: PV_HOTNESS_BYTES a chunk: how hot it is (255: most), and how many pages of it have
 // content (little-endian). Of equally hot ones the first go to memory. A chunk without pages stays undecided. When all of guest RAM
 // fits there is nothing to decide. -EBADMSG: of another number of chunks, or more pages than a chunk has. Silent.
 int pv_placement_plan(struct pv_placement *pm, const uint8_t *hotness, uint64_t nr_chunks);

@@ -89,18 +89,25 @@ static void fail(struct pv_engine *e, const char *why, int err)
 	end(e, PV_SNAP_FAILED);
 }
 
-// The next chunk that may have something mapped; counts it.
+static bool may_be_mapped(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_chunk *c = &e->chunks[chunk];
+
+	return c->state != PV_ZAPPING && (c->foreign || !bitmap_empty(pv_maps_of(e, chunk)->mapped, PV_CHUNK_PAGES));
+}
+
+// The next chunk that may have something mapped, resident: pages that were touched on their way out are mapped, too.
 static struct pv_chunk *next_mapped(struct pv_engine *e)
 {
 	struct pv_snapping *g = &e->snapping;
 
-	for (; g->next < e->nr_chunks; g->next++) {
-		struct pv_chunk *c = &e->chunks[g->next];
-
-		if (c->state == PV_RESIDENT && c->mapped)
-			return c;
-	}
-	return NULL;
+	while (g->next < e->nr_chunks && !may_be_mapped(e, g->next))
+		g->next++;
+	if (g->next == e->nr_chunks)
+		return NULL;
+	if (pv_is_out(&e->chunks[g->next]))
+		pv_rescue(e, g->next);
+	return &e->chunks[g->next];
 }
 
 // All chunks were visited, and no zap is under way: on to what comes next, or once more for those that were touched meanwhile.
@@ -110,7 +117,7 @@ static bool pass_done(struct pv_engine *e)
 	uint64_t mapped = 0;
 
 	for (uint64_t i = 0; i < e->nr_chunks; i++)
-		mapped += e->chunks[i].state == PV_RESIDENT && e->chunks[i].mapped;
+		mapped += may_be_mapped(e, i);
 	if (pv_snapshot_phase(g->s) == PV_SNAP_CATCHING && !mapped) {
 		g->saving = true;
 		pv_snapshot_set_phase(g->s, PV_SNAP_TAKEN);

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include <string.h>
-
 #include "pvmem/engine_int.h"
 
 // Where the pages of a chunk are.
@@ -36,11 +34,13 @@ void pv_engine_stats(const struct pv_engine *e, struct pv_stats *s)
 	s->budget = e->goal;
 	s->charged = e->charged;
 	s->reserve = e->reserve;
+	s->idle = e->nr_idle;
 	s->standby = e->nr_standby;
 	s->page_out_under_way = e->nr_out;
 	s->shadow = e->snapping.shadow_pages;
 	s->overdraft = e->charged > e->budget ? e->charged - e->budget : 0;
-	memcpy(s->queue, e->queues.nr, sizeof s->queue);
+	s->nr_queue_buckets = pv_queues_histogram(&e->queues, s->queue);
+	s->queue[0] += e->nr_once; // they go first
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {
 		count_pages(e, i, s);
 		for (const struct pv_request *r = e->chunks[i].requests; r; r = r->next) {

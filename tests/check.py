@@ -38,9 +38,9 @@ ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-s
 
 
 # And unit programs that take long in one, and have no peer's or file's bytes to look at; `make asan` runs all.
-LONG_IN_VARIANT = {f"test_{name}" for name in ("disks", "engine", "fill", "fill_once", "fill_order", "fill_overtaken", "migrate_lines", "netdevs",
-                                               "page_lines", "protect", "pv_reader", "receive_pages", "recover", "server", "settle", "snapshot",
-                                               "swap_device", "take_over", "tap", "track")}
+LONG_IN_VARIANT = {f"test_{name}" for name in ("disks", "engine", "engine_pages", "fill", "fill_once", "fill_order", "fill_overtaken",
+                                               "migrate_lines", "netdevs", "page_lines", "protect", "pv_reader", "receive_pages", "recover",
+                                               "server", "settle", "snapshot", "swap_device", "take_over", "tap", "track")}
 
 AGAIN_LINES = 15    # of a failure, at the end
 
@@ -143,6 +143,8 @@ def main():
     parser.add_argument("--long", action="store_true", help="of a variant, also what a check has no time for")
     parser.add_argument("suite", nargs="+")
     opts = parser.parse_args()
+    if opts.long:
+        os.environ["CRIU_VM_LONG"] = "1"    # unit tests of the engine: every way of paging
     count = Count()
     for which in opts.suite:
         suite, _, variant = which.partition(":")

@@ -13,6 +13,7 @@ import sys
 import suite
 import checkpoints_damage       # noqa: F401; they register their tests
 import checkpoints_disks        # noqa: F401
+import checkpoints_hot          # noqa: F401
 import checkpoints_merge        # noqa: F401
 import checkpoints_parents      # noqa: F401
 import checkpoints_running

@@ -2,21 +2,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The Debian packages that building and testing need: installs the missing ones when root, else prints the command that does.
 #
-#	tests/deps.sh [lint|fuzz]	those of `make lint` or `make fuzz` too
+#	tests/deps.sh [lint|fuzz|bench]	those of `make lint`, `make fuzz` or a bench too
 set -eu
 
 build="gcc make libc6-dev binutils pkg-config protobuf-c-compiler
 	criu liburing-dev libprotobuf-c-dev libjansson-dev libxxhash-dev libzstd-dev libsystemd-dev libblkid-dev
-	libgnutls28-dev libnl-3-dev libnl-route-3-dev"
+	libgnutls28-dev libnl-3-dev libnl-route-3-dev systemtap-sdt-dev"
 tests="check qemu-system-x86 qemu-utils busybox-static cpio dpkg git python3 procps util-linux mount e2fsprogs btrfs-progs strace mandoc libfuse3-dev fuse3
 	iproute2 gnutls-bin"
 lint="clang-tidy cppcheck shellcheck"
 fuzz="clang libclang-rt-14-dev"
+nested="flex bison bc libelf-dev xz-utils"
+bench="fio"
 
 packages="$build $tests"
 case "${1:-}" in
 lint) packages="$packages $lint" ;;
 fuzz) packages="$packages $fuzz" ;;
+nested) packages="$packages $nested" ;;
+bench) packages="$packages $bench" ;;
 esac
 
 missing=

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""The man page, the README and the completion know the commands and options that the binary has, and no others.
+"""The man page, the README and the completion know the commands and options that the binary has, and no others; docs/paging.md knows
+its tracepoints.
 
     docs.py [--criu-vm FILE]
 """
@@ -131,6 +132,23 @@ def examples_are_right(docs):
 
 
 @test
+def tracepoints_are_those_of_the_binary(docs):
+    """docs/paging.md names each, with its arguments."""
+    if not shutil.which("readelf"):
+        raise Skip("no readelf")
+    with open(f"{ROOT}/docs/paging.md", encoding="utf-8") as f:
+        section = re.search(r"^## Tracepoints\n(.*?)(?=^## |\Z)", f.read(), re.M | re.S)
+    check(section, "docs/paging.md has no section of tracepoints")
+    said = {name: len(arguments.split(",")) for name, arguments in re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section[1], re.M)}
+    status, out = run("readelf", "-nW", docs.criu_vm)
+    check(status == 0, f"readelf: {out}")
+    known = {}
+    for name, arguments in re.findall(r"Provider: criu_vm\n\s+Name: (\w+)\n.*\n\s+Arguments: ?(.*)", out):
+        known.setdefault(name, set()).add(len(arguments.split()))
+    same("tracepoints of docs/paging.md", known, {name: {nr} for name, nr in said.items()})
+
+
+@test
 def completion_knows_the_commands(docs):
     same("completion of commands", [*docs.commands, "--help", "--version"], docs.complete(""))
     same("completion of 'st'", ["stat"], docs.complete("st"))
@@ -161,6 +179,7 @@ def completion_of_arguments(docs):
             ("stat", "--run-dir", "=", f"{tmp}/run", "d"): {"db"},
             ("set", *run_dir, "--ram", "1G", "d"): {"db"},
             ("set", *run_dir, "--ram", ""): set(),
+            ("set", *run_dir, "--paging", "m"): {"method="},
             ("lazy-pages", *run_dir, "--name", "d"): {"db"},
             ("lazy-pages", *run_dir, "--name", "=", "d"): {"db"},
             ("lazy-pages", *run_dir, "--name", "="): {"web", "db", "web-2"},

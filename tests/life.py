@@ -19,13 +19,15 @@ import life_end             # noqa: E402,F401
 import life_trouble         # noqa: E402,F401
 import life_fence           # noqa: E402,F401
 import life_pressure        # noqa: E402,F401
+import life_paging          # noqa: E402,F401
 import life_long            # noqa: E402
 from life_rig import BY_NAME, LifeRig                   # noqa: E402
 from misuse_rig import TESTS                            # noqa: E402
 
 SUITE_KILLS = (["disk"], 3)
 LONG = {"images-moved", "page-table-damaged", "set-with-dma", "fill-interrupted", "fenced-reads", "fenced-by-hand-writes", "trouble-and-drain",
-        "swap-in-trouble-reads-enodev", "swap-in-trouble-writes", "starts-again-panic", "shrink-and-grow", "several-vms"}
+        "swap-in-trouble-reads-enodev", "swap-in-trouble-writes", "starts-again-panic", "shrink-and-grow", "several-vms",
+        "paging-method-2", "paging-minor", "paging-few-queues", "paging-many-queues", "paging-no-spin", "paging-no-folios"}
 
 
 def main():

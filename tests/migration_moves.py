@@ -45,6 +45,35 @@ def moves(rig, options, small):
     rig.note = said(summary)
 
 
+@test
+def hot_there_too(rig):
+    """Its pager there knows what was hot here."""
+    vm = rig.memory(64)
+    rig.a.serve()
+    rig.b.serve()
+    vm.move("--ram", "24M")
+    vm.at.passes(3, 60)
+    vm.move("--ram", "24M")
+    host = vm.at.host
+    ages = host.run("od", "-An", "-v", "-w1", "-tu1", f"{host.inside}/run/{vm.at.name}/hotness").split()
+    check(len(ages) == 64, f"it knows of {len(ages)} chunks, not of 64")
+    check("0" in ages and len(set(ages)) > 2, f"all are equally hot, says {host}: {ages}")
+    vm.at.passes(2, 60)
+
+
+@test
+def paged_as_the_server_says(rig):
+    """Also what has moved on to another server, which says nothing."""
+    vm = rig.memory(64)
+    rig.a.serve()
+    rig.b.serve("--paging", "method=1,queue-bits=5,folios=off")
+    for paging in ({"method": "1", "access": "auto", "queue_bits": 5, "spin": True, "folios": False},
+                   {"method": "adaptive", "access": "auto", "queue_bits": 8, "spin": True, "folios": True}):
+        vm.move(*SMALL)
+        vm.at.passes(3)
+        check((says := vm.at.host.stat(vm.at.name)["tuning"]) == paging, f"it is paged with {says}, not {paging}")
+
+
 @cases(linux=("linux", "tcg", 64), disk=("disk", "tcg", 64), disk_deep=("disk-deep", "tcg", 128),
        kvm_disk=("disk", "kvm", 16), kvm_smp=("smp", "kvm", 16),
        smp=("smp", "tcg", 32), timer=("timer", "tcg", 32), memfd=("memory-memfd", "tcg", 32), numa=("memory-numa", "tcg", 32),
@@ -82,7 +111,7 @@ def away_again(rig, paused):
                 counts.append(answer["counts"]["pages_in_swap"])
             time.sleep(0.2)
         untouched(move.result())
-        check(len(counts) > 3, f"the pager did not answer while its VM was sent: {counts}")
+        check(len(counts) > 1, f"the pager did not answer while its VM was sent: {counts}")
         if paused:
             check(set(counts) == {before}, f"pages were brought in, to be sent: {before} became {counts}")
     check(not vm.at.host.stat(vm.at.name)["paging"], "it is still in private virtual memory")
@@ -217,8 +246,8 @@ def cut_off(rig, signum):
             vm.arrived(rig.b)
             vm.at.passes(3)
         else:
-            result.check(1)
-            check("interrupted" in result.err, f"{result}")
+            check(result.status in (1, -signum), f"{result}")
+            check("interrupted" in result.err or result.status == -signum and not slow, f"{result}")    # so soon it is not caught yet
             vm.runs_on()
             rig.b.nothing_left()
             check(not rig.a.source_records(), f"left: {rig.a.source_records()}")
@@ -313,7 +342,7 @@ def once(rig, arrives):
         vm.move(*SMALL)
     else:
         rig.a.fails(*vm.migrate_line(rig.b))
-    status = server.wait(30)
+    status = server.wait(150)
     check(status == (0 if arrives else 1), f"the server's status is {status}: {rig.b.server_log()[-500:]}")
     vm.at.passes(3)
 

@@ -184,6 +184,15 @@ def restore_budget_nonsense(rig):
 
 
 @test
+def restore_paging_nonsense(rig):
+    rig.checkpoint()
+    for option in ("", "fast", "method", "method=", "method=3", "access=all", "queue-bits=0", "queue-bits=13", "spin=on", "folios=2M", "method=1,", "x=1"):
+        restore_fails(rig, "--lazy-pages", "--paging", option, says=["--paging"], status=2)
+    restore_fails(rig, "--lazy-pages", "--paging", status=2)
+    restore_fails(rig, "--paging", "method=1", says=["--ram", "--lazy-pages"], status=2)
+
+
+@test
 def restore_bad_name(rig):
     rig.checkpoint()
     for name in ("", ".", "..", "../vm", "a/b", "-vm", ".vm", "a" * 65, "a b", "a\nb", "ä"):

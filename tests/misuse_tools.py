@@ -51,6 +51,8 @@ def usage_of_the_rest(rig):
     rig.fails("lazy-pages", "nonsense", status=2)
     rig.fails("lazy-pages", "--port", "65536", status=2, says=["65536"])
     rig.fails("lazy-pages", "--vm-ram", "much", status=2, says=["much"])
+    rig.fails("lazy-pages", "--paging", "method=3", status=2, says=["method=3"])
+    rig.fails("lazy-pages", "--paging", "method=1", "--images", "x", status=2, says=["--paging", "--images"])
     rig.fails("lazy-pages", "--address", "0.0.0.0", "--port", "0", status=2, says=["--tls-creds", "--insecure"])
     for args in ([], ["1"], ["1", "localhost", "x"], ["--channels", "0", "1", "localhost"], ["--max-bandwidth", "fast", "1", "localhost"]):
         rig.fails("migrate", *args, status=2)
@@ -137,7 +139,7 @@ def show_to_a_full_disk(rig):
     rig.checkpoint()
     with open("/dev/full", "wb") as full:
         p = rig.start([rig.opts.criu_vm, "show", f"{rig.images()}/vm.img"], stdout=full, stderr=subprocess.PIPE, text=True)
-        err = p.communicate(timeout=30)[1]
+        err = p.communicate(timeout=150)[1]
     check(p.returncode == 1 and err, f"status {p.returncode}, said: {err}")
 
 
@@ -149,7 +151,7 @@ def output_to_a_closed_pipe(rig):
     os.close(read)
     p = rig.start(rig.line(*rig.restore_line("--lazy-pages")), stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    p.communicate(timeout=30)
+    p.communicate(timeout=150)
     check(p.returncode >= 0, f"status {p.returncode}")
     if p.returncode == 0:
         check(rig.stat()["state"] == "served", "no VM")

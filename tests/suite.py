@@ -49,25 +49,32 @@ class Run:
                 self.rigs.discard(rig)
         return name, result, reason.strip(), time.monotonic() - begin, lines
 
+    def wait_for(self, pool, running, tell):
+        """Calls it with each one that is done. Interrupted, all end before it raises."""
+        try:
+            for done in concurrent.futures.as_completed(running):
+                tell(done)
+        except KeyboardInterrupt:
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, signal.SIG_IGN)
+            rig_of.stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while self.rigs:    # their threads fail for want of processes, and clean up
+                for rig in list(self.rigs):
+                    rig_of.zdtm_vm.kill_all(rig.tmp)
+                time.sleep(0.1)
+            raise
+
     def all(self, tests):
         count = {"ok": 0, "FAIL": 0, "skip": 0}
+
+        def tell(done):
+            name, result, reason, seconds, lines = done.result()
+            count[result] += 1
+            print(f"{result:4} {name}{f' ({reason})' if reason else ''} {seconds:.1f}s", *lines, sep="\n", flush=True)
         with concurrent.futures.ThreadPoolExecutor(self.opts.jobs) as pool:
             running = [pool.submit(self.one, *t) for t in tests]
-            try:
-                for done in concurrent.futures.as_completed(running):
-                    name, result, reason, seconds, lines = done.result()
-                    count[result] += 1
-                    print(f"{result:4} {name}{f' ({reason})' if reason else ''} {seconds:.1f}s", *lines, sep="\n", flush=True)
-            except KeyboardInterrupt:
-                for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(signum, signal.SIG_IGN)
-                rig_of.stopping.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                while self.rigs:    # their threads fail for want of processes, and clean up
-                    for rig in list(self.rigs):
-                        rig_of.zdtm_vm.kill_all(rig.tmp)
-                    time.sleep(0.1)
-                raise
+            self.wait_for(pool, running, tell)
         print(f"{count['ok']} passed, {count['FAIL']} failed, {count['skip']} skipped")
         return 1 if count["FAIL"] else 0
 
@@ -84,7 +91,7 @@ def parser(about):
     return p
 
 
-def run(opts, tests, make_rig):
+def run(opts, tests, make_rig, runner=Run):
     """Of the tests, those that opts choose; the exit status."""
     opts.build = os.path.abspath(opts.build)
     opts.criu_vm = os.path.abspath(opts.criu_vm or f"{opts.build}/criu-vm")
@@ -108,7 +115,7 @@ def run(opts, tests, make_rig):
         opts.build, opts.criu_vm = public, shutil.copy(opts.criu_vm, public)
         os.chdir(public)
         try:
-            return Run(opts, make_rig).all(tests)
+            return runner(opts, make_rig).all(tests)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

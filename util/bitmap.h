@@ -66,6 +66,15 @@ static inline size_t bitmap_next(const uint64_t *map, size_t bits, size_t i, boo
 	return bits;
 }
 
+// The last bit that is set; `bits` if none is.
+static inline size_t bitmap_last(const uint64_t *map, size_t bits)
+{
+	for (size_t w = BITMAP_WORDS(bits); w--;)
+		if (map[w])
+			return w * 64 + 63 - (size_t)__builtin_clzl(map[w]);
+	return bits;
+}
+
 // for (size_t i = 0, n; (n = bitmap_next_run(map, bits, &i)); i += n) visits each run [i, i + n) of set bits.
 static inline size_t bitmap_next_run(const uint64_t *map, size_t bits, size_t *first)
 {

@@ -10,7 +10,8 @@
 // A completion queue so large that it does not overflow while a busy loop is elsewhere.
 static struct io_uring_params params_for(unsigned entries)
 {
-	return (struct io_uring_params){ .flags = IORING_SETUP_CQSIZE | IORING_SETUP_COOP_TASKRUN, .cq_entries = entries * 8 };
+	return (struct io_uring_params){ .flags = IORING_SETUP_CQSIZE | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+					 .cq_entries = entries * 8 };
 }
 
 int io_ring_new(unsigned entries)
@@ -38,6 +39,8 @@ int io_ring_map(int fd, unsigned entries, struct io_uring *ring)
 		ring->sq.array[i] = i;
 	ring->sq.sqe_head = ring->sq.sqe_tail = *ring->sq.khead;
 	__atomic_store_n(ring->sq.ktail, *ring->sq.khead, __ATOMIC_RELEASE);
+	// A process that died was to post completions: the kernel has posted them for it, and left the flag that says so.
+	__atomic_and_fetch(ring->sq.kflags, ~IORING_SQ_TASKRUN, __ATOMIC_RELAXED);
 	return 0;
 }
 

@@ -10,6 +10,12 @@
 //
 // Reads and writes may go through a second ring, which others hold, so that they can be waited for when this process is
 // killed (io_ring.h).
+//
+// One descriptor may come before all else, being who waits: it is watched. It is read without being polled for first, before a
+// wait, in it, after each few completions, and at the end of a round, and what it asks for is on its way when the round ends: the
+// work that follows the round keeps nobody waiting. A wait may begin with looking at it and at the rings (spin.h):
+//
+//      submit -> watch -> [look at watch and rings for up to 192 us] -> [poll, sleep] -> completions, watch -> submit
 #pragma once
 #include <liburing.h>
 #include <stdbool.h>
@@ -17,15 +23,28 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "util/spin.h"
+
 struct loop_op {
 	// res as io_uring gives it: a count or -errno. The op is free for use again, or for being freed, when it is called.
 	void (*done)(struct loop_op *op, int res);
-	bool busy; // submitted, done not called yet: owned by the loop
+	bool busy;    // submitted, done not called yet: owned by the loop
+	bool awaited; // set by whoever owns it before it is submitted: somebody waits for it, so it may be looked for
 };
 
 struct loop_timer {
 	struct loop_op op;
 	struct __kernel_timespec at;
+};
+
+struct loop_watch {
+	int fd; // that does not block
+	// Takes what there is. False: there was nothing.
+	bool (*look)(struct loop_watch *w);
+	// It cannot be waited for (-errno), and is watched no more.
+	void (*failed)(struct loop_watch *w, int err);
+	struct loop *loop;   // the loop's, from here on
+	struct loop_op poll; // while it sleeps
 };
 
 struct loop {
@@ -34,8 +53,14 @@ struct loop {
 	int io_fd;            // borrowed
 	struct loop_op io_op; // waits for its completions
 	unsigned nr_io;       // in flight there
-	unsigned nr_busy;
+	unsigned nr_busy, nr_awaited;
 	int error; // a ring itself failed
+	struct loop_watch *watch; // or NULL
+	struct spin spin;
+	// The wait for what somebody waits for, which may go on over several rounds that end for others; 0: there is none.
+	uint64_t wait_begun_ns;
+	enum spin_kind wait_kind;
+	bool wait_slept, wait_over;
 };
 
 // entries: submissions between two rounds, rounded up to a power of two; more than that are submitted early. -errno.
@@ -59,5 +84,11 @@ void loop_timer(struct loop *l, struct loop_timer *t, uint64_t ns);
 // done of the op comes soon, with -ECANCELED unless it completed by itself. Harmless if it is not busy.
 void loop_cancel(struct loop *l, struct loop_op *op);
 
-// Submits what was queued, waits for a completion if wait, and calls done for all that there are. 0 or -errno.
+// Watches it from now on, until its descriptor says that it is at an end (POLLERR). w outlives the loop. Once for a loop.
+void loop_watch(struct loop *l, struct loop_watch *w);
+// Waits begin with looking, from now on, where that pays. To be called by the thread that runs the loop.
+void loop_spin(struct loop *l);
+
+// Submits what was queued, waits for a completion or the watched descriptor if wait, and calls done for all that there are, up to some
+// hundreds; what these have queued is submitted too, as far as it goes through the second ring. 0 or -errno.
 int loop_round(struct loop *l, bool wait);

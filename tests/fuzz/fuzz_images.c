@@ -13,10 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+#include <zstd.h>
 
 #include "images/criu.pb-c.h"
 #include "images/format.h"
 #include "images/reader.h"
+#include "images/resident.h"
 #include "images/show.h"
 #include "tests/fuzz/fuzz.h"
 #include "util/bitmap.h"
@@ -25,10 +27,11 @@
 #define AS_IS 0x01 // flags
 #define SHOW 0x02  // it is shown, not opened
 
-enum { INVENTORY, VM, DEVICE_STATE, STATS, PAGEMAP_1, PAGEMAP_2, PAGES, STRAY, NR_FILES };
+enum { INVENTORY, VM, DEVICE_STATE, STATS, PAGEMAP_1, PAGEMAP_2, PAGES, STRAY, RESIDENT, NR_FILES };
 #define FILE_MASK 0x07 // of a record's first byte
 #define PARENT 0x08
 #define RAW 0x10
+#define FILE_8 0x20 // and 8 more
 
 #define RECORD_HEAD 3
 #define CHUNKS_MAX 4 // that are read of a block
@@ -45,6 +48,7 @@ static const struct {
 	{ "pagemap-2.img", { IMG_MAGIC_COMMON, IMG_MAGIC_PAGEMAP } },
 	{ IMG_NAME_PAGES, { 0 } },
 	{ "stray", { 0 } },
+	{ IMG_NAME_RESIDENT, { IMG_MAGIC_COMMON, IMG_MAGIC_RESIDENT } },
 };
 
 struct file {
@@ -170,21 +174,50 @@ static size_t record_len(const uint8_t *data, size_t len)
 	return n <= len ? n : 0;
 }
 
+static unsigned kind_of(unsigned which)
+{
+	unsigned kind = (which & FILE_MASK) | (which & FILE_8 ? 8 : 0);
+
+	return kind < NR_FILES ? kind : STRAY;
+}
+
 static bool is_pagemap(unsigned which)
 {
-	return (which & FILE_MASK) == PAGEMAP_1 || (which & FILE_MASK) == PAGEMAP_2;
+	return kind_of(which) == PAGEMAP_1 || kind_of(which) == PAGEMAP_2;
+}
+
+// What is packed is given unpacked: a frame that was changed would be no frame.
+static bool fix_resident(struct file files[NR_FILES], const uint8_t *data, size_t len)
+{
+	ResidentEntry *e = resident_entry__unpack(NULL, len, data);
+	size_t room = e ? ZSTD_compressBound(e->packed.len) : 0;
+	uint8_t *packed = malloc(room + 1);
+	ProtobufCBinaryData given;
+	bool has = e;
+
+	FUZZ_HOLDS(packed);
+	if (e) {
+		given = e->packed;
+		e->packed = (ProtobufCBinaryData){ ZSTD_compress(packed, room, given.data, given.len, 1), packed };
+		append_message(&files[RESIDENT], RESIDENT, &e->base);
+		e->packed = given;
+		resident_entry__free_unpacked(e, NULL);
+	}
+	free(packed);
+	return has;
 }
 
 static void add_record(struct file files[NR_FILES], const uint8_t *r, size_t n, bool fix, uint64_t *id)
 {
-	unsigned kind = r[0] & FILE_MASK;
+	unsigned kind = kind_of(r[0]);
 	const uint8_t *data = r + RECORD_HEAD;
 	size_t len = n - RECORD_HEAD;
 
 	if (r[0] & RAW)
 		append(&files[kind], data, len);
 	else if (!(fix && ((kind == INVENTORY && fix_inventory(files, data, len, id)) ||
-			   (is_pagemap(kind) && fix_entry(files, kind, data, len)))))
+			   (is_pagemap(r[0]) && fix_entry(files, kind, data, len)) ||
+			   (kind == RESIDENT && fix_resident(files, data, len)))))
 		append_frame(&files[kind], kind, data, len);
 }
 
@@ -197,7 +230,7 @@ static void make_files(struct file files[NR_FILES], const uint8_t *data, size_t 
 		size_t n;
 
 		for (size_t at = 1; (n = record_len(data + at, len - at)); at += n) {
-			unsigned kind = data[at] & FILE_MASK;
+			unsigned kind = kind_of(data[at]);
 
 			if ((data[at] & PARENT) == parent && pass == (kind == INVENTORY ? 2 : kind != PAGES))
 				add_record(files, data + at, n, fix, id);
@@ -284,9 +317,26 @@ static void read_chunk(const struct img_dir *d, uint32_t block, uint64_t chunk, 
 	}
 }
 
+// What was checked when it was opened is there when it is asked for.
+static void read_resident(const struct img_dir *d)
+{
+	struct img_resident r;
+
+	FUZZ_HOLDS(!img_dir_resident(d, &r));
+	for (size_t i = 0; i < r.nr; i++) {
+		const struct img_resident_chunk *c = &r.chunks[i];
+
+		FUZZ_HOLDS(c->block < img_dir_nr_blocks(d) && c->chunk < img_dir_block_chunks(d, c->block));
+		FUZZ_HOLDS(c->age && !bitmap_empty(c->pages, IMG_CHUNK_PAGES));
+		FUZZ_HOLDS(!i || c[-1].block < c->block || (c[-1].block == c->block && c[-1].chunk < c->chunk));
+	}
+	img_resident_fini(&r);
+}
+
 static void read_all(const struct img_dir *d)
 {
 	FUZZ_HOLDS(img_dir_ram_only(d) == !img_dir_device_state(d));
+	read_resident(d);
 	for (uint32_t b = 0; b < img_dir_nr_blocks(d); b++) {
 		uint64_t nr = img_dir_block_chunks(d, b), len = img_dir_block_len(d, b);
 

@@ -4,19 +4,16 @@
 // MADV_NOHUGEPAGE allocates single pages.
 #include "tests/platform/platform.h"
 
-#define SETTING "/sys/kernel/mm/transparent_hugepage/hugepages-1024kB/shmem_enabled"
+#include "tests/unit/folio_setting.h"
 
 int main(void)
 {
-	FILE *f = fopen(SETTING, "r");
-	char text[100] = "", *large, *small;
+	const char *why_not = folio_setting_on();
+	char *large, *small;
 	struct victim v;
 
-	if (!f || !fgets(text, sizeof text, f))
-		SKIP("no 1 MiB shmem folios (Linux 6.11)");
-	fclose(f);
-	if (!strstr(text, "[advise]"))
-		SKIP(SETTING " is not 'advise'");
+	if (why_not)
+		return printf("skip: %s\n", why_not), 77;
 	victim_start(&v, 4 * MiB, false);
 	victim_plant(&v, PAGING_FEATURES);
 	large = mmap(NULL, v.len + MiB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -10,12 +10,14 @@
 #include <sys/wait.h>
 
 #include "engine_guest.h"
+#include "folio_setting.h"
 #include "mm/pagemap.h"
 #include "mm/plant.h"
 #include "mm/uapi.h"
 #include "mm/uffd.h"
 #include "mm/zap.h"
 #include "pvmem/engine.h"
+#include "pvmem/warm.h"
 #include "util/clock.h"
 #include "util/io_ring.h"
 #include "util/loop.h"
@@ -38,6 +40,8 @@ struct rig {
 	struct pv_block block[GUEST_BLOCKS];
 	size_t nr_blocks, nr_chunks;
 	uint64_t budget;
+	struct pv_tuning tuning;
+	bool folios; // of 1 MiB, where the host has them
 	enum mm_zap_method method;
 	struct mm_plant plant;
 	struct mm_zapper *zapper;
@@ -50,7 +54,7 @@ struct rig {
 	int io_fd;
 	bool more;
 
-	struct loop_op uffd_op;
+	struct loop_watch watch;
 	bool deaf;            // reads nothing from the userfaultfd
 	bool hold_removed;    // keeps the next REMOVE event back, until rig_removed()
 	struct { uint64_t off, len; } removed;
@@ -63,12 +67,15 @@ struct rig {
 	bool no_ticks;
 
 	bool source_once;
-	const uint8_t *hotness;
+	const uint8_t *hotness, *ages;
+	const struct pv_warm_chunk *warm;
+	size_t nr_warm;
 	uint64_t *source_seed;
 	uint64_t source_given; // pages, those that are zero too
 	struct list source_queue;
 	bool source_hold;
 	bool copy_hold;         // the same for what nobody waits for
+	bool warm_hold;         // the same for what was in memory once
 	const uint64_t (*in_images)[PV_WORDS];
 	bool remote_hold;       // the same for what is not in images
 	size_t broken_page;     // it cannot be read; 0: all can
@@ -197,6 +204,15 @@ static inline size_t rig_pages_in_images(const struct rig *r, const struct pv_so
 	return nr;
 }
 
+// It is of what was in memory once, as listed.
+static inline bool rig_is_warm(const struct rig *r, const struct pv_source_read *rd)
+{
+	for (size_t i = 0; i < r->nr_warm; i++)
+		if (r->warm[i].chunk == rd->chunk && !memcmp(r->warm[i].pages, rd->pages, sizeof rd->pages))
+			return true;
+	return false;
+}
+
 static inline void rig_source_due(struct loop_op *op, int res)
 {
 	struct rig *r = list_entry(op, struct rig, source_timer.op);
@@ -205,7 +221,8 @@ static inline void rig_source_due(struct loop_op *op, int res)
 	list_for_each(&r->source_queue, node) {
 		struct pv_source_read *rd = list_entry(node, struct pv_source_read, link);
 
-		if (r->source_hold || (r->copy_hold && rd->unasked) || (r->remote_hold && rig_pages_in_images(r, rd) == 0))
+		if (r->source_hold || (r->copy_hold && rd->unasked) || (r->warm_hold && rig_is_warm(r, rd)) ||
+		    (r->remote_hold && rig_pages_in_images(r, rd) == 0))
 			continue;
 		list_remove(node);
 		rig_source_answer(r, rd);
@@ -214,14 +231,23 @@ static inline void rig_source_due(struct loop_op *op, int res)
 		loop_timer(&r->loop, &r->source_timer, NSEC_PER_MSEC / 5);
 }
 
+// It is read into guest RAM, by whichever mapping, and not to a buffer.
+static inline bool rig_is_read_in_place(const struct rig *r, const struct pv_source_read *rd)
+{
+	const struct pv_block *b = &r->block[r->nr_blocks > 1 && rd->chunk * PV_CHUNK_SIZE >= r->block[1].off];
+	uint64_t at = rd->chunk * PV_CHUNK_SIZE - b->off;
+
+	return rd->dest == b->map + at || (b->huge && rd->dest == b->huge + at);
+}
+
 static inline void rig_source_read(void *ctx, struct pv_source_read *rd)
 {
 	struct rig *r = ctx;
 
 	ck_assert(!r->source_gone && bitmap_empty(rd->zero, PV_CHUNK_PAGES));
-	ck_assert((rd->dest == rig_page(r, rd->chunk * PV_CHUNK_PAGES)) == !rd->unasked);
+	ck_assert((rd->unasked && r->warm) || rig_is_read_in_place(r, rd) == !rd->unasked);
 	ck_assert(rig_pages_in_images(r, rd) == 0 || rig_pages_in_images(r, rd) == bitmap_count(rd->pages, PV_CHUNK_PAGES));
-	r->demand_reads += !rd->unasked;
+	r->demand_reads += !rd->unasked && !rig_is_warm(r, rd);
 	list_append(&r->source_queue, &rd->link);
 	if (!r->source_timer.op.busy)
 		loop_timer(&r->loop, &r->source_timer, NSEC_PER_MSEC / 5);
@@ -265,25 +291,23 @@ static inline void rig_event(struct rig *r, const struct uffd_msg *m)
 	pv_fault(r->e, rig_offset(r, m->arg.pagefault.address), m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR, vcpu);
 }
 
-static inline void rig_listen(struct rig *r)
+static inline bool rig_look(struct loop_watch *w)
 {
+	struct rig *r = list_entry(w, struct rig, watch);
 	struct uffd_msg m[16];
-	ssize_t n;
+	ssize_t n = r->deaf ? 0 : read(w->fd, m, sizeof m);
 
-	while (!r->deaf && (n = read(r->plant.uffd, m, sizeof m)) > 0)
-		for (unsigned fault = 0; fault < 2; fault++) // removals first, as the pager does it
-			for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
-				if ((m[i].event == UFFD_EVENT_PAGEFAULT) == fault)
-					rig_event(r, &m[i]);
-	if (!r->deaf && !r->uffd_op.busy)
-		loop_poll_in(&r->loop, &r->uffd_op, r->plant.uffd);
+	for (unsigned fault = 0; n > 0 && fault < 2; fault++) // removals first, as the pager does it
+		for (ssize_t i = 0; i < n / (ssize_t)sizeof m[0]; i++)
+			if ((m[i].event == UFFD_EVENT_PAGEFAULT) == fault)
+				rig_event(r, &m[i]);
+	return n > 0;
 }
 
-static inline void rig_uffd_readable(struct loop_op *op, int res)
+static inline void rig_listen(struct rig *r)
 {
-	if (res < 0)
-		ck_abort_msg("userfaultfd: %d", res);
-	rig_listen(list_entry(op, struct rig, uffd_op));
+	while (rig_look(&r->watch))
+		;
 }
 
 static inline void rig_looked(struct loop_op *op, int res)
@@ -355,7 +379,7 @@ static inline void rig_init(struct rig *r, size_t pages, size_t more_pages, uint
 {
 	size_t nr[GUEST_BLOCKS] = { pages, more_pages };
 
-	*r = (struct rig){ .budget = budget, .method = MM_ZAP_RING, .nr_blocks = more_pages ? 2 : 1 };
+	*r = (struct rig){ .budget = budget, .tuning = PV_TUNING_DEFAULT, .method = MM_ZAP_RING, .nr_blocks = more_pages ? 2 : 1 };
 	r->g = mmap(NULL, sizeof *r->g, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ck_assert_ptr_ne(r->g, MAP_FAILED);
 	for (size_t i = 0; i < r->nr_blocks; i++) {
@@ -363,8 +387,7 @@ static inline void rig_init(struct rig *r, size_t pages, size_t more_pages, uint
 
 		*b = (struct pv_block){ .off = r->nr_chunks * PV_CHUNK_SIZE, .len = nr[i] * PAGE_SIZE, .memfd = memfd_create("guest", MFD_CLOEXEC) };
 		ck_assert(b->memfd >= 0 && !ftruncate(b->memfd, (off_t)b->len));
-		b->map = mmap(NULL, b->len, PROT_READ | PROT_WRITE, MAP_SHARED, b->memfd, 0);
-		ck_assert(b->map != MAP_FAILED && !madvise(b->map, b->len, MADV_NOHUGEPAGE));
+		ck_assert_int_eq(pv_block_map(b, false), 0);
 		r->g->block[i] = (struct guest_block){ .first = b->off / PAGE_SIZE, .nr = nr[i], .memfd = b->memfd };
 		r->nr_chunks += DIV_ROUND_UP(nr[i], PV_CHUNK_PAGES);
 	}
@@ -413,14 +436,30 @@ static inline void rig_put_zeros(struct rig *r, size_t first, size_t nr, size_t 
 			r->source_seed[i] = r->g->seed[i] = 0;
 }
 
+// From now on whole chunks may be folios.
+static inline void rig_map_folios(struct rig *r)
+{
+	static bool on; // for as long as this test's process lives
+
+	if (!on)
+		folio_setting_on(); // or this runs without them
+	on = true;
+	for (size_t i = 0; i < r->nr_blocks; i++) {
+		pv_block_unmap(&r->block[i]);
+		ck_assert_int_eq(pv_block_map(&r->block[i], true), 0);
+	}
+}
+
 static inline void rig_start_guest(struct rig *r)
 {
+	if (r->folios)
+		rig_map_folios(r);
 	fflush(NULL);
 	r->pid = fork();
 	ck_assert_int_ge(r->pid, 0);
 	if (!r->pid) {
 		for (size_t i = 0; i < r->nr_blocks; i++)
-			munmap(r->block[i].map, r->block[i].len);
+			pv_block_unmap(&r->block[i]);
 		guest_main(r->g);
 	}
 	for (size_t i = 0; i < GUEST_WORKERS; i++)
@@ -434,15 +473,17 @@ static inline void rig_new_engine(struct rig *r)
 {
 	struct pv_opts o = { .loop = &r->loop, .uffd = r->plant.uffd, .zapper = r->zapper, .zap_own = r->method == MM_ZAP_PAGEOUT,
 			     .pagemap = r->pagemap, .swap = &r->swap, .blocks = r->block, .nr_blocks = r->nr_blocks, .pages = r->pages,
-			     .budget = r->budget, .source_once = r->source_once, .hotness = r->hotness, .in_images = r->in_images, .ops = &r->ops };
+			     .budget = r->budget, .source_once = r->source_once, .hotness = r->hotness, .ages = r->ages,
+			     .warm = r->warm, .nr_warm = r->nr_warm, .in_images = r->in_images, .ops = &r->ops, .tuning = r->tuning };
 
 	ck_assert_int_eq(pv_engine_new(&o, &r->e), 0);
-	r->uffd_op.done = rig_uffd_readable;
 	r->look.op.done = rig_looked;
 	r->drain_timer.op.done = rig_drain_looked;
 	r->source_timer.op.done = rig_source_due;
 	list_init(&r->source_queue);
 	loop_timer(&r->loop, &r->look, RIG_LOOK_NS);
+	r->watch = (struct loop_watch){ .fd = r->plant.uffd, .look = rig_look };
+	loop_watch(&r->loop, &r->watch);
 	rig_listen(r);
 }
 
@@ -512,7 +553,7 @@ static inline void rig_end(struct rig *r)
 	mm_plant_fini(&r->plant);
 	pv_swap_close(&r->swap);
 	for (size_t i = 0; i < r->nr_blocks; i++) {
-		munmap(r->block[i].map, r->block[i].len);
+		pv_block_unmap(&r->block[i]);
 		close(r->block[i].memfd);
 	}
 	close(r->g->dma_fd);
@@ -520,6 +561,28 @@ static inline void rig_end(struct rig *r)
 	munmap(r->g, sizeof *r->g);
 	free(r->pages);
 	free(r->source_seed);
+}
+
+// The ways of paging for which the same must hold, numbered; 0: the default of a host without folios.
+#define RIG_WAYS 12
+static inline void rig_page_by(struct rig *r, int way)
+{
+	r->tuning.method = (enum pv_method)(way % PV_NR_METHODS);
+	r->tuning.access = way / PV_NR_METHODS % 2 ? PV_ACCESS_NONE : PV_ACCESS_MINOR;
+	r->folios = way >= RIG_WAYS / 2;
+}
+
+// How many of them a test goes through: a few that have each of these, or with CRIU_VM_LONG all; and the i-th of these.
+static inline int rig_nr_ways(void)
+{
+	return getenv("CRIU_VM_LONG") ? RIG_WAYS : 4;
+}
+
+static inline int rig_way(int i)
+{
+	static const int few[] = { 0, RIG_WAYS / 2, PV_NR_METHODS + PV_METHOD_1, RIG_WAYS / 2 + PV_METHOD_2 };
+
+	return rig_nr_ways() == RIG_WAYS ? i % RIG_WAYS : few[i % 4];
 }
 
 // Orders to the guest.

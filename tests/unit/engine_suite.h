@@ -53,7 +53,7 @@ static inline void replace_engine(struct rig *r)
 	pv_engine_free(r->e);
 	rig_new_loop(r);
 	r->source_gone = false;
-	r->deaf = r->uffd_op.busy = r->look.op.busy = r->drain_timer.op.busy = r->source_timer.op.busy = false;
+	r->deaf = r->watch.poll.busy = r->look.op.busy = r->drain_timer.op.busy = r->source_timer.op.busy = false;
 	mm_zapper_free(r->zapper);
 	rig_new_zapper(r);
 	ck_assert_int_eq(lp_settle(&r->plant, r->zapper, r->pagemap, r->block, r->nr_blocks, r->pages, pidfd), 0);

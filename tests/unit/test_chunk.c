@@ -19,6 +19,8 @@ static bool drawn(enum pv_chunk_state from, enum pv_chunk_state to)
 	case PV_RESIDENT:
 		return to == PV_ABSENT || to == PV_ZAPPING;
 	case PV_ZAPPING:
+		return to == PV_IDLE || to == PV_RESIDENT;
+	case PV_IDLE:
 		return to == PV_DRAINING || to == PV_RESIDENT;
 	case PV_DRAINING:
 		return to == PV_WRITING || to == PV_RESIDENT;

@@ -71,6 +71,7 @@ static void init_torture(struct rig *r)
 }
 
 static const enum mm_zap_method methods[] = { MM_ZAP_RING, MM_ZAP_PAGEOUT };
+#define TORTURE_MS 700
 
 // vCPUs only, and no drain takes any time: there is no excuse for going beyond the budget.
 START_TEST(vcpus)
@@ -79,12 +80,13 @@ START_TEST(vcpus)
 	struct rig r;
 
 	init_torture(&r);
-	r.method = methods[_i];
+	rig_page_by(&r, rig_way(_i));
+	r.method = methods[_i >= rig_nr_ways()]; // once more with the other method
 	r.drain = DRAIN_NOW;
 	for (size_t i = 0; i < GUEST_WORKERS; i++)
 		r.vcpu[i] = true;
 	rig_start(&r);
-	torture(&r, 2500);
+	torture(&r, TORTURE_MS);
 	s = rig_stats(&r);
 	ck_assert_uint_eq(s.vcpu_faults, s.faults);
 	ck_assert(s.in_zero && s.in_swap && s.in_source && s.out_written && s.out_clean && s.chunks_out && s.discarded && s.minor_faults);
@@ -102,12 +104,13 @@ START_TEST(dma)
 	struct rig r;
 
 	init_torture(&r);
+	rig_page_by(&r, rig_way(_i));
 	r.vcpu[0] = r.vcpu[1] = true;
 	rig_start(&r);
-	torture(&r, 2500);
+	torture(&r, TORTURE_MS);
 	s = rig_stats(&r);
 	ck_assert_uint_lt(s.vcpu_faults, s.faults);
-	ck_assert(s.drains && s.drain_ns && s.drain_ns_max <= s.drain_ns && s.out_written && s.chunks_rescued);
+	ck_assert(s.drains && s.drain_ns && s.drain_ns_max <= s.drain_ns && s.out_written && s.pages_kept);
 	ck_assert_msg(r.most <= BUDGET + s.overdraft_max * PAGE_SIZE, "%lu KiB too many", (r.most - BUDGET) / KiB - s.overdraft_max * 4);
 	expect_all_well(&r);
 	rig_end(&r);
@@ -121,19 +124,20 @@ START_TEST(reads_of_a_source_write_nothing)
 	struct rig r;
 
 	rig_init(&r, NR_PAGES, 0, BUDGET);
+	rig_page_by(&r, rig_way(_i));
 	rig_put(&r, 0, NR_PAGES - 2000, PV_HOME_SOURCE);
 	r.g->reads_only = true;
 	rig_start(&r);
 	pv_engine_run(r.e);
 	for (size_t i = 0; i < GUEST_WORKERS; i++)
 		rig_order(&r, i, GUEST_RANDOM, 0, 0);
-	rig_pass(&r, 1000);
+	rig_pass(&r, 300);
 	r.g->stop = true;
 	rig_finish(&r);
 	verify_all(&r);
 	s = rig_stats(&r);
 	ck_assert(s.chunks_out && s.out_clean && s.in_source > NR_PAGES - 2000);
-	ck_assert(s.chunks_rescued && s.faults_on[PV_HOME_NONE]);
+	ck_assert(s.pages_kept && s.faults_on[PV_HOME_NONE]);
 	ck_assert_uint_eq(s.out_written + s.in_swap + s.out_zero + s.swapped, 0);
 	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
 	ck_assert_int_le(st.st_blocks * 512, 2 * PAGE_SIZE); // what it ends with
@@ -222,7 +226,7 @@ START_TEST(rescue)
 	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
 	rig_do(&r, 1, GUEST_VERIFY, 0, FIRST); // while the drain takes its time
 	s = rig_stats(&r);
-	ck_assert(s.chunks_rescued && s.minor_faults);
+	ck_assert(s.pages_kept && s.minor_faults);
 	ck_assert_uint_eq(s.in_swap + s.out_written + s.chunks_out, 0);
 	for (size_t i = 0; i < 200; i++) // what was saved is written to again
 		rig_do(&r, 0, GUEST_WRITE, i * FIRST / 200, 1);
@@ -254,7 +258,8 @@ START_TEST(ages)
 	rig_order(&r, 1, GUEST_VERIFY, last * PV_CHUNK_PAGES, 1);
 	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	pv_engine_ages(r.e, age);
-	ck_assert_uint_eq(age[last - 1], 0); // was never there
+	for (size_t i = 0; i < last; i++)
+		ck_assert(age[i] || bitmap_empty(r.pages[i].valid, PV_CHUNK_PAGES));
 	ck_assert_uint_eq(age[out], 1);
 	ck_assert_uint_eq(age[last], 255);
 	r.source_hold = false;
@@ -378,6 +383,7 @@ END_TEST
 
 START_TEST(read_error)
 {
+	size_t swapped = 0;
 	int good, bad;
 	struct rig r;
 
@@ -386,7 +392,9 @@ START_TEST(read_error)
 	rig_do(&r, 0, GUEST_DISCARD, NR_PAGES - 100, 100);
 	good = r.swap.fd;
 	r.swap.fd = bad = broken_swap(&r, O_WRONLY);
-	rig_order(&r, 0, GUEST_VERIFY, 0, 10);
+	while (bitmap_test(r.pages[swapped / PV_CHUNK_PAGES].valid, swapped % PV_CHUNK_PAGES))
+		swapped++;
+	rig_order(&r, 0, GUEST_VERIFY, swapped, 10);
 	ck_assert(rig_until(&r, rig_stats(&r).reads_waiting, RIG_PATIENCE_MS));
 	rig_order(&r, 1, GUEST_WRITE, NR_PAGES - 100, 100); // others need not wait
 	ck_assert(rig_until(&r, r.g->worker[1].order == GUEST_IDLE, RIG_PATIENCE_MS));
@@ -430,8 +438,10 @@ END_TEST
 // What the guest gives back is zero from then on and takes no memory, wherever it was.
 static void discard_and_verify(struct rig *r, size_t first, size_t nr)
 {
-	uint64_t before = rig_memory(r), discarded = rig_stats(r).discarded;
+	uint64_t before, discarded = rig_stats(r).discarded;
 
+	ck_assert(rig_until(r, !rig_stats(r).reads, RIG_PATIENCE_MS)); // what comes ahead
+	before = rig_memory(r);
 	rig_do(r, 0, GUEST_DISCARD, first, nr);
 	ck_assert_uint_le(rig_memory(r), before);
 	ck_assert_uint_ge(rig_stats(r).discarded, discarded + nr);
@@ -457,13 +467,16 @@ START_TEST(discards)
 	discard_and_verify(&r, 2560, 256);  // a chunk
 	discard_and_verify(&r, 1600, 1200); // some
 	rig_do(&r, 0, GUEST_WRITE, 0, 1024);
+	ck_assert(rig_until(&r, !rig_stats(&r).reads, RIG_PATIENCE_MS));
 	memory = rig_memory(&r);
 	rig_do(&r, 0, GUEST_DISCARD, 0, 1024); // resident
 	ck_assert_uint_le(rig_memory(&r), memory - 1024 * PAGE_SIZE);
 	rig_do(&r, 0, GUEST_VERIFY, 0, 1024);
 
-	write_until_drain_is_held(&r);
-	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
+	do { // what was read ahead of that, behind FIRST, may go before all else
+		rig_release_drain(&r);
+		write_until_drain_is_held(&r);
+	} while (!zapped_pages(&r, 0, FIRST, zapped));
 	while (!zapped[at])
 		at++;
 	discard_and_verify(&r, at, 100); // on its way out
@@ -472,8 +485,7 @@ START_TEST(discards)
 	verify_all(&r);
 	rig_do(&r, 0, GUEST_DISCARD, 0, NR_PAGES);
 	ck_assert(rig_until(&r, rig_stats(&r).empty == NR_PAGES && rig_memory(&r) == 0, RIG_PATIENCE_MS));
-	ck_assert_int_eq(fstat(r.swap.fd, &st), 0);
-	ck_assert_int_le(st.st_blocks * 512, 2 * PAGE_SIZE); // it gives back what it has of them
+	ck_assert(rig_until(&r, !fstat(r.swap.fd, &st) && st.st_blocks * 512 <= 2 * (blkcnt_t)PAGE_SIZE, RIG_PATIENCE_MS)); // it gives back what it has
 	rig_end(&r);
 }
 END_TEST
@@ -566,7 +578,7 @@ START_TEST(discard_meets_zap)
 	ck_assert_uint_eq(r.removed.len, PV_CHUNK_SIZE);
 	pv_engine_run(r.e);
 	r.more = pv_balance(r.e); // chunk 0 is the oldest
-	ck_assert_uint_gt(rig_stats(&r).page_out_under_way, 0);
+	ck_assert_uint_gt(rig_stats(&r).idle, 0);
 	pv_removed(r.e, r.removed.off, r.removed.len);
 	rig_do(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // it goes out, if anything is left of it
 	verify_all(&r);
@@ -634,7 +646,7 @@ START_TEST(refused)
 	struct pv_block block[2] = { { .off = 0, .len = RAM }, { .off = RAM, .len = PAGE_SIZE } };
 	static struct pv_pages pages[RAM / MiB + 1];
 	struct loop loop;
-	struct pv_opts o = { .loop = &loop, .blocks = block, .nr_blocks = 2, .pages = pages, .budget = pv_min_budget(RAM + PAGE_SIZE) };
+	struct pv_opts o = { .loop = &loop, .blocks = block, .nr_blocks = 2, .pages = pages, .budget = pv_min_budget(RAM + PAGE_SIZE), .tuning = { .queue_bits = 8, .access = PV_ACCESS_NONE } };
 	struct pv_engine *e = NULL;
 
 	quiet();
@@ -662,9 +674,9 @@ int main(void)
 {
 	Suite *s = suite_create("engine");
 
-	add(s, vcpus, ARRAY_SIZE(methods));
-	add(s, dma, 1);
-	add(s, reads_of_a_source_write_nothing, 1);
+	add(s, vcpus, 2 * rig_nr_ways());
+	add(s, dma, rig_nr_ways());
+	add(s, reads_of_a_source_write_nothing, rig_nr_ways());
 	add(s, clean_pages_are_dropped, 1);
 	add(s, zeros_are_not_written, 1);
 	add(s, drain_before_write, 1);

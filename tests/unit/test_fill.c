@@ -105,9 +105,10 @@ START_TEST(what_is_in_memory)
 END_TEST
 
 // Pages of all homes in two blocks; the guest does whatever it likes while the rest comes.
-static void torture(struct rig *r, bool dma, bool once)
+static void torture(struct rig *r, int way, bool dma, bool once)
 {
 	rig_init(r, 36 * 256 + 12, 23 * 256 + 244, BUDGET);
+	rig_page_by(r, way);
 	r->g->zeros = false; // some are given back at the very moment in which their chunk is zapped
 	rig_put(r, 0, 2000, PV_HOME_NONE);
 	rig_put(r, 2000, 2000, PV_HOME_SWAP);
@@ -133,9 +134,9 @@ START_TEST(under_load)
 	struct pv_stats s;
 	struct rig r;
 
-	torture(&r, _i & 1, _i & 2);
+	torture(&r, rig_way(_i), _i & 1, _i / 2 & 1);
 	s = rig_stats(&r);
-	ck_assert(s.filled_swap && s.in_source && s.out_written && s.discarded && s.chunks_rescued);
+	ck_assert(s.filled_swap && s.in_source && s.out_written && s.discarded && s.pages_kept);
 	verify_all(&r);
 	rig_end(&r);
 }
@@ -150,8 +151,8 @@ START_TEST(order)
 	start_with(&r, NR_PAGES * PAGE_SIZE);
 	for (size_t i = 0; i < ARRAY_SIZE(cold); i++)
 		rig_do(&r, 0, GUEST_VERIFY, cold[i] * 256 + 100, 1);
-	for (size_t i = 0; i < 10; i++) { // periods in which something else is in use
-		rig_do(&r, 0, GUEST_VERIFY, touched[0] * 256 + i * 20, 1);
+	for (size_t i = 0; i < 9; i++) { // periods in which something else is in use; at no fixed distance, so that nothing comes ahead
+		rig_do(&r, 0, GUEST_VERIFY, touched[0] * 256 + i * (i + 15), 1);
 		pv_tick(r.e);
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(touched); i++)
@@ -416,7 +417,7 @@ START_TEST(write_error)
 	rig_do(&r, 0, GUEST_VERIFY, 30 * 256, 256); // it is no worse for that
 	r.swap.fd = good;
 	expect_source_gone(&r);
-	ck_assert_ptr_null(rig_stats(&r).trouble);
+	ck_assert(rig_until(&r, !rig_stats(&r).trouble, RIG_PATIENCE_MS)); // what the guest had brought in could not go out, either
 	finish_held(&r);
 	close(bad);
 }
@@ -497,7 +498,7 @@ int main(void)
 	add(s, into_memory_and_swap, 1);
 	add(s, space_is_given_back, 1);
 	add(s, what_is_in_memory, 1);
-	add(s, under_load, 4);
+	add(s, under_load, rig_nr_ways());
 	add(s, order, 1);
 	add(s, demand_comes_first, 1);
 	add(s, guest_in_need, 2);

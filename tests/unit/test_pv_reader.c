@@ -217,7 +217,7 @@ START_TEST(harvest_not_known)
 	good = r.pagemap;
 	ck_assert_int_eq(mm_pagemap_open(getpid(), &of_another), 0);
 	r.pagemap = of_another;
-	r.deaf = r.uffd_op.busy = r.look.op.busy = false;
+	r.deaf = r.watch.poll.busy = r.look.op.busy = false;
 	loop_fini(&r.loop);
 	rig_new_loop(&r);
 	rig_new_engine(&r);

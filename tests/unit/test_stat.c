@@ -64,6 +64,9 @@ static json_t *vm_at(double uptime, int pager, int n)
 		       "remote", (json_int_t)(300 * MiB), "source", (json_int_t)(322 * MiB), "empty", (json_int_t)(202 * MiB), "counts", "faults", n,
 		       "vcpu_faults", n / 2, "pages_in_swap", n, "pages_in_source", n, "pages_out_written", n, "pages_filled_memory", n,
 		       "pages_filled_swap", 2 * n, "page_in_ns", n * 1000, "page_in_latency_log2_us", hist, "queues", queues, "trouble");
+	json_object_set_new(vm, "tuning", json_pack("{s:s s:s s:i s:b s:b}", "method", "adaptive", "access", "auto", "queue_bits", 8, "spin", 1, "folios", 1));
+	json_object_set_new(vm, "access", json_string("minor"));
+	json_object_set_new(vm, "folios", json_false());
 	json_object_set_new(vm, "images", json_string("/images/web"));
 	json_object_set_new(vm, "log", json_string("/log"));
 	json_object_set_new(vm, "remote", json_null());
@@ -159,6 +162,41 @@ START_TEST(screen)
 	json_object_set_new(vm, "state", json_string("unserved"));
 	says(vm, AS_VM, "perhaps still needed");
 	says(vm, AS_METRICS, "criu_vm_up{vm=\"web\"} 0");
+	json_decref(vm);
+}
+END_TEST
+
+START_TEST(how_it_is_paged)
+{
+	json_t *vm = vm_at(20, 100, 1000), *counts = json_object_get(vm, "counts");
+	char *text;
+
+	stat_add_interval(vm, NULL);
+	says(vm, AS_VM, "paging     method adaptive, access minor\n  queues"); // nothing was brought in so far
+	json_object_set_new(counts, "page_ins_page", json_integer(600));
+	json_object_set_new(counts, "page_ins_block", json_integer(300));
+	json_object_set_new(counts, "page_ins_chunk", json_integer(100));
+	says(vm, AS_VM, "access minor\n             a page-in brings 4 KiB (60 %), 64 KiB (30 %) or 1 MiB (10 %)\n  queues");
+	json_object_set_new(counts, "pages_sampled", json_integer(40));
+	json_object_set_new(counts, "pages_sampled_used", json_integer(30));
+	json_object_set_new(counts, "pages_ahead", json_integer(512));
+	json_object_set_new(counts, "pages_kept", json_integer(256));
+	says(vm, AS_VM, "1 MiB (10 %); of what came unasked 75 % were used\n             2 MiB ahead of sequential or strided accesses\n");
+	says(vm, AS_VM, "1 MiB touched on their way, and kept");
+	json_object_set_new(vm, "folios", json_true());
+	json_object_set_new(json_object_get(vm, "memory"), "idle", json_integer(12 << 20));
+	says(vm, AS_VM, "method adaptive, access minor (12 MiB are watched), folios of 1 MiB\n");
+	says(vm, AS_METRICS, "criu_vm_page_ins_total{vm=\"web\",window=\"block\"} 300\n");
+	says(vm, AS_METRICS, "criu_vm_kept_bytes_total{vm=\"web\"} 1048576\n");
+	json_object_set_new(vm, "replayed", json_integer(8 << 20));
+	says(vm, AS_VM, "accesses\n             of what was in memory at the dump 8 MiB were brought back\n");
+	json_object_set_new(vm, "replaying", json_true());
+	json_object_set_new(vm, "replay_left", json_integer(3 << 20));
+	says(vm, AS_VM, "of what was in memory at the dump 8 MiB are back, at most 3 MiB follow\n");
+	json_object_del(vm, "tuning"); // a pager of an earlier version
+	text = printed(vm, AS_VM);
+	ck_assert(!strstr(text, "paging "));
+	free(text);
 	json_decref(vm);
 }
 END_TEST
@@ -261,6 +299,7 @@ int main(void)
 	tcase_add_loop_test(tc, percentiles, 0, ARRAY_SIZE(latencies));
 	tcase_add_test(tc, intervals);
 	tcase_add_test(tc, screen);
+	tcase_add_test(tc, how_it_is_paged);
 	tcase_add_test(tc, pages_elsewhere);
 	tcase_add_test(tc, pages_here_of_others);
 	tcase_add_loop_test(tc, nonsense, 0, 10);

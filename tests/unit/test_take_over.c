@@ -14,7 +14,7 @@
 
 #define BUDGET (16 * MiB)
 #define IO_ENTRIES 1024
-#define ROUNDS 50
+#define ROUNDS 40
 #define LAST_ROUNDS 6 // of these, few enough that not everything is written
 #define CALM_MS 20000
 
@@ -113,7 +113,7 @@ static void serve(void *arg)
 	struct lp_opts o = { .qemu = r->pid, .qemu_pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0), .control_fd = p->control_fd, .ctx = p,
 			     .drain = drain, .describe = describe, .command = command, .source_done = source_done };
 	struct lp_paging paging = { .plant = &r->plant, .blocks = r->block, .nr_blocks = r->nr_blocks, .pages = r->pages, .swap = &r->swap,
-				    .budget = p->sight->budget };
+				    .budget = p->sight->budget, .tuning = r->tuning };
 
 	ck_assert_int_eq(lp_pager_new(&o, &p->lp), 0);
 	ck_assert_int_eq(lp_pager_fence(p->lp, p->io_fd, IO_ENTRIES), 0);
@@ -140,12 +140,13 @@ static int listen_somewhere(void)
 	return fd;
 }
 
-static void start(struct rig *r, struct pager *p, size_t pages, enum mm_zap_method method)
+static void start(struct rig *r, struct pager *p, size_t pages, enum mm_zap_method method, int way)
 {
 	size_t quarter;
 
 	quiet();
 	rig_init(r, pages, 24 * 256, BUDGET);
+	rig_page_by(r, way);
 	r->g->zeros = false; // what was read from the userfaultfd, and not noted, did not happen
 	quarter = r->g->nr_pages / 4;
 	rig_put(r, 0, quarter < 2000 ? quarter : 2000, PV_HOME_NONE);
@@ -300,8 +301,10 @@ static const struct {
 	enum mm_zap_method method;
 	bool budgets; // change from one to the next
 	uint64_t harvest_ns;
+	int way; // rig_page_by()
 } cases[] = {
-	{ MM_ZAP_RING, false, 0 }, { MM_ZAP_PAGEOUT, false, NSEC_PER_MSEC }, { MM_ZAP_RING, true, 0 }, { MM_ZAP_RING, false, NSEC_PER_MSEC },
+	{ MM_ZAP_RING, false, 0, 0 },  { MM_ZAP_PAGEOUT, false, NSEC_PER_MSEC, 3 }, { MM_ZAP_RING, true, 0, 1 }, { MM_ZAP_RING, false, NSEC_PER_MSEC, 5 },
+	{ MM_ZAP_RING, false, 0, 7 }, { MM_ZAP_PAGEOUT, false, 0, 9 }, { MM_ZAP_RING, false, NSEC_PER_MSEC, 6 }, { MM_ZAP_RING, true, 0, 11 },
 };
 
 // Somebody takes the dirty bits. What he knows of the guest then; seq is odd of a page that was just being changed, or that may hold
@@ -350,7 +353,7 @@ START_TEST(killed_again_and_again)
 	struct pager p;
 	struct rig r;
 
-	start(&r, &p, 40 * 256 + 12, cases[_i].method);
+	start(&r, &p, 40 * 256 + 12, cases[_i].method, cases[_i].way);
 	p.harvest_ns = cases[_i].harvest_ns;
 	everybody_works(&r);
 	for (unsigned round = 0; round < ROUNDS; round++) {
@@ -410,7 +413,7 @@ START_TEST(between_system_calls)
 	struct rig r;
 	pid_t pid;
 
-	start(&r, &p, 12, MM_ZAP_RING);
+	start(&r, &p, 12, MM_ZAP_RING, _i);
 	pid = traced_fork(serve, &p);
 	for (unsigned stops = 0; stops < 4000 || p.sight->drains < 3; stops++) {
 		for (size_t i = 0; i < GUEST_WORKERS && p.sight->serving; i++)
@@ -442,7 +445,7 @@ static void next_engine(struct rig *r, int io_fd, bool pages_out)
 	close(pidfd);
 	ck_assert_int_eq(loop_init(&r->loop, 256), 0);
 	ck_assert_int_eq(loop_use_io_ring(&r->loop, io_fd, IO_ENTRIES), 0);
-	r->deaf = r->uffd_op.busy = r->look.op.busy = r->drain_timer.op.busy = r->source_timer.op.busy = r->source_gone = false;
+	r->deaf = r->watch.poll.busy = r->look.op.busy = r->drain_timer.op.busy = r->source_timer.op.busy = r->source_gone = false;
 	rig_new_engine(r);
 	for (size_t i = 0; i < r->nr_blocks; i++)
 		mm_uffd_wake(r->plant.uffd, r->block[i].hva, r->block[i].len);
@@ -458,13 +461,14 @@ START_TEST(budget_is_kept)
 
 	quiet();
 	rig_init(&r, 40 * 256, 0, BUDGET);
+	rig_page_by(&r, rig_way(_i));
 	r.drain = DRAIN_NOW;
 	r.g->zeros = false;
 	for (size_t i = 0; i < GUEST_WORKERS; i++)
 		r.vcpu[i] = true;
 	rig_start(&r);
 	next_engine(&r, io_fd, true);
-	for (unsigned i = 0; i < 30; i++) {
+	for (unsigned i = 0; i < 12; i++) {
 		for (size_t w = 0; w < GUEST_WORKERS; w++)
 			if (r.g->worker[w].order == GUEST_IDLE)
 				rig_order(&r, w, w % 2 ? GUEST_WRITE : GUEST_VERIFY, 0, r.g->nr_pages);
@@ -596,9 +600,9 @@ int main(void)
 {
 	Suite *s = suite_create("take_over");
 
-	add(s, budget_is_kept, 1);
+	add(s, budget_is_kept, rig_nr_ways());
 	add(s, fence, 1);
-	add(s, between_system_calls, 1);
+	add(s, between_system_calls, PV_NR_METHODS);
 	add(s, killed_again_and_again, ARRAY_SIZE(cases));
 	return run(s);
 }

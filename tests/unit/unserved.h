@@ -32,7 +32,7 @@ static inline void unserved_end(struct rig *r)
 	mm_plant_fini(&r->plant);
 	pv_swap_close(&r->swap);
 	for (size_t i = 0; i < r->nr_blocks; i++) {
-		munmap(r->block[i].map, r->block[i].len);
+		pv_block_unmap(&r->block[i]);
 		close(r->block[i].memfd);
 	}
 	close(r->g->dma_fd);

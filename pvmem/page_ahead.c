@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What nobody has asked for yet: the next pages of streams, and what was in memory before a restart.
+#include <string.h>
+
+#include "pvmem/engine_int.h"
+
+#define LOOK_CHUNKS 8        // behind a touched page, for the end of what is in memory
+#define WHOLE_CHUNKS 128     // pages: a sequential stream that brings so many goes on to the end of a chunk
+#define FEW_PUNCHES 4        // chunks that are punched at once for what nobody waits for
+#define STREAM_PART 16       // of the budget, at most, is brought ahead at a time
+
+void pv_look_ahead(struct pv_engine *e, uint64_t chunk, unsigned page)
+{
+	uint64_t here[PV_WORDS], from = page, last = chunk + LOOK_CHUNKS < e->nr_chunks ? chunk + LOOK_CHUNKS : e->nr_chunks;
+	uint64_t at = chunk * PV_CHUNK_PAGES + page, end = at;
+	struct pv_ahead *a = &e->ahead[e->nr_ahead];
+
+	if (e->o.tuning.method != PV_METHOD_ADAPTIVE || e->nr_ahead == PV_AHEADS)
+		return;
+	for (uint64_t i = chunk; i < last && end == i * PV_CHUNK_PAGES + from; i++, from = 0) { // all of the chunk before is there
+		pv_pages_in_flight(&e->chunks[i], here);
+		for (unsigned w = 0; w < PV_WORDS; w++)
+			here[w] |= pv_pages_of(e, i)->valid[w];
+		end = i * PV_CHUNK_PAGES + bitmap_next(here, PV_CHUNK_PAGES, from, false);
+	}
+	if (pv_streams_touch(&e->streams, at, end > at ? end : at + 1, a)) {
+		PROBE(ahead, a->first, a->stride, a->nr);
+		e->nr_ahead++;
+	}
+}
+
+// The first of these pages, or the last one, stays unmapped, to see that it is touched.
+static void bring(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS], const uint64_t leave[PV_WORDS])
+{
+	static const uint64_t nobody[PV_WORDS];
+	struct pv_reading rd = { .chunk = chunk, .asked = nobody, .leave = leave, .now = clock_now_ns() };
+
+	pv_read_pages(e, &rd, want);
+}
+
+// Of these pages what can be brought now: how many.
+static size_t keep_absent(const struct pv_engine *e, uint64_t chunk, uint64_t pages[PV_WORDS])
+{
+	const struct pv_pages *p = pv_pages_of(e, chunk);
+	uint64_t flight[PV_WORDS];
+
+	if (pv_fill_is_copied(e, chunk) || pv_is_out(&e->chunks[chunk]))
+		return 0;
+	pv_pages_in_flight(&e->chunks[chunk], flight);
+	for (unsigned w = 0; w < PV_WORDS; w++)
+		pages[w] &= ~p->valid[w] & ~flight[w];
+	return bitmap_count(pages, PV_CHUNK_PAGES);
+}
+
+void pv_bring(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS])
+{
+	uint64_t want[PV_WORDS];
+
+	memcpy(want, pages, sizeof want);
+	if (keep_absent(e, chunk, want))
+		bring(e, chunk, want, want);
+}
+
+// The pages of a stream that are in the chunk of its next one; takes them out of it.
+static uint64_t cut_chunk(const struct pv_engine *e, struct pv_ahead *a, uint64_t pages[PV_WORDS])
+{
+	uint64_t chunk = a->first / PV_CHUNK_PAGES;
+
+	memset(pages, 0, PV_WORDS * sizeof *pages);
+	for (; a->nr && a->first / PV_CHUNK_PAGES == chunk; a->nr--) {
+		if (a->first % PV_CHUNK_PAGES < pv_chunk_nr_pages(e, chunk))
+			bitmap_set(pages, a->first % PV_CHUNK_PAGES);
+		a->first += (uint64_t)a->stride;
+	}
+	return chunk;
+}
+
+// A long one ends with a chunk, so that the next begins with one, and comes in whole.
+static unsigned nr_ahead(const struct pv_engine *e, const struct pv_ahead *a)
+{
+	uint64_t limit = e->goal / STREAM_PART, nr = a->nr < limit ? a->nr : limit;
+
+	if (a->stride == 1 && nr >= WHOLE_CHUNKS)
+		nr = ROUND_UP(a->first + nr, PV_CHUNK_PAGES) - a->first;
+	if (a->stride == -1 && nr >= WHOLE_CHUNKS && a->first >= nr)
+		nr += (a->first - nr + 1) % PV_CHUNK_PAGES;
+	return (unsigned)nr;
+}
+
+static bool bring_stream(struct pv_engine *e, struct pv_ahead a)
+{
+	bool sequential = a.stride == 1 || a.stride == -1, marked = false;
+	const struct pv_ahead whole = a;
+
+	a.nr = nr_ahead(e, &a);
+	while (a.nr) {
+		uint64_t first = a.first, pages[PV_WORDS], leave[PV_WORDS] = { 0 }, chunk = cut_chunk(e, &a, pages);
+		struct pv_chunk *c = &e->chunks[chunk];
+		size_t nr = keep_absent(e, chunk, pages);
+
+		if (!nr)
+			continue;
+		if (!pv_make_free(e, nr + e->reserve, FEW_PUNCHES)) {
+			pv_streams_brought(&e->streams, &whole, first);
+			return false;
+		}
+		if (!marked) {
+			size_t marker = a.stride > 0 ? bitmap_next(pages, PV_CHUNK_PAGES, 0, true) : bitmap_last(pages, PV_CHUNK_PAGES);
+
+			bitmap_set(leave, marker);
+			pv_streams_marked(&e->streams, &whole, chunk * PV_CHUNK_PAGES + marker);
+		}
+		marked = true;
+		e->stats.in_ahead += nr;
+		c->streamed = sequential && (c->state == PV_ABSENT || c->streamed || c->once);
+		bring(e, chunk, pages, leave);
+	}
+	pv_streams_brought(&e->streams, &whole, a.first);
+	return true;
+}
+
+// Not while the touched page itself is being read.
+static void bring_rests(struct pv_engine *e)
+{
+	static const uint64_t nobody[PV_WORDS];
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < e->nr_rests; i++) {
+		struct pv_rest *rest = &e->rest[i];
+		struct pv_reading rd = { .chunk = rest->chunk, .asked = nobody, .leave = rest->samples, .samples = true, .rest = true };
+		size_t nr;
+
+		if (e->chunks[rest->chunk].requests && !e->reads_waiting) {
+			e->rest[left++] = *rest;
+			continue;
+		}
+		nr = keep_absent(e, rest->chunk, rest->pages);
+		rd.now = clock_now_ns();
+		if (nr && pv_make_free(e, nr + e->reserve, FEW_PUNCHES))
+			pv_read_pages(e, &rd, rest->pages);
+	}
+	e->nr_rests = left;
+}
+
+void pv_bring_ahead(struct pv_engine *e)
+{
+	unsigned n = e->nr_ahead;
+
+	if (e->nr_rests)
+		bring_rests(e);
+	e->nr_ahead = 0;
+	if (!list_empty(&e->delayed) || e->reads_waiting)
+		return;
+	for (unsigned i = 0; i < n; i++)
+		if (!bring_stream(e, e->ahead[i]))
+			return;
+}
