@@ -674,7 +674,7 @@ int main(void)
 {
 	Suite *s = suite_create("engine");
 
-	add(s, vcpus, 2 * rig_nr_ways());
+	add(s, vcpus, rig_nr_ways() + 1);
 	add(s, dma, rig_nr_ways());
 	add(s, reads_of_a_source_write_nothing, rig_nr_ways());
 	add(s, clean_pages_are_dropped, 1);

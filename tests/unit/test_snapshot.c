@@ -302,6 +302,6 @@ int main(void)
 	add(s, reader_sleeps, 1);
 	add(s, given_back, ARRAY_SIZE(discards));
 
-	add(s, snapshots, rig_nr_ways() + 4);
+	add(s, snapshots, rig_nr_ways() + 1);
 	return run(s);
 }
