@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "util/clock.h"
@@ -14,13 +15,21 @@
 #define LEARNT 8                             // waits, before there is anything to go by
 #define SPARE_LOOK_NS (4 * NSEC_PER_MSEC)    // how long it is known that a CPU is to spare
 #define GAP_NS 50000                         // between two looks, which take less than a microsecond
-#define LOST_NS (20 * NSEC_PER_MSEC)         // no looking, after somebody else got our CPU
+#define LOST_NS (4 * NSEC_PER_MSEC)          // no looking, after somebody else got our CPU
 
 static const uint64_t bound_ns[SPIN_BUCKETS] = { 8000, 16000, 32000, 64000, 128000, SPIN_MAX_NS };
 
+// How often this thread had to give its CPU up.
+static long times_preempted(void)
+{
+	struct rusage u;
+
+	return getrusage(RUSAGE_THREAD, &u) ? 0 : u.ru_nivcsw;
+}
+
 void spin_init(struct spin *s)
 {
-	*s = (struct spin){ .on = true, .load_fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC) };
+	*s = (struct spin){ .on = true, .load_fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC), .preempted = times_preempted() };
 }
 
 void spin_fini(struct spin *s)
@@ -60,7 +69,12 @@ uint64_t spin_until(struct spin *s, enum spin_kind kind, uint64_t begun_ns, uint
 
 bool spin_lost_cpu(struct spin *s, uint64_t gap_ns, uint64_t now_ns)
 {
+	long before = s->preempted;
+
 	if (gap_ns < GAP_NS)
+		return false;
+	s->preempted = times_preempted();
+	if (s->preempted == before) // an interrupt, or the host of this host
 		return false;
 	s->not_before_ns = now_ns + LOST_NS;
 	return true;

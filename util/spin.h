@@ -29,6 +29,7 @@ struct spin {
 	} waits[SPIN_NR_KINDS];
 	bool to_spare;         // a CPU is, as of
 	uint64_t looked_ns;
+	long preempted;         // so often, when it was looked at last
 	uint64_t not_before_ns; // somebody else has got our CPU lately
 };
 
@@ -39,5 +40,5 @@ void spin_fini(struct spin *s);
 uint64_t spin_until(struct spin *s, enum spin_kind kind, uint64_t begun_ns, uint64_t now_ns);
 // A wait has lasted so long; slept: for the most part by sleeping, the time that the waking took included.
 void spin_learn(struct spin *s, enum spin_kind kind, uint64_t ns, bool slept);
-// Between two looks so long has passed. True: somebody else had the CPU, so sleep.
+// Between two looks so long has passed. True: somebody else of this host had the CPU, so sleep.
 bool spin_lost_cpu(struct spin *s, uint64_t gap_ns, uint64_t now_ns);

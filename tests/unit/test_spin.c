@@ -2,9 +2,11 @@
 // What looking before sleeping is worth, and where it is not.
 #include <check.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "util/clock.h"
@@ -57,13 +59,51 @@ START_TEST(learns)
 }
 END_TEST
 
+// A child that wants our CPU, too, and all of it.
+static pid_t rival(void)
+{
+	int cpu = sched_getcpu();
+	cpu_set_t one;
+	pid_t pid;
+
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+	pid = fork();
+	ck_assert_int_ge(pid, 0);
+	for (; !pid;)
+		;
+	return pid;
+}
+
+// Looks until so long passes between two looks.
+static uint64_t long_gap(void)
+{
+	uint64_t last = clock_now_ns(), now = last;
+
+	do {
+		last = now;
+		now = clock_now_ns();
+	} while (now - last < 500000);
+	return now - last;
+}
+
 START_TEST(gives_way)
 {
+	pid_t pid;
+
 	spin_init(&s);
 	teach(100, 10000, false);
 	ck_assert(!spin_lost_cpu(&s, 5000, 2));
+	s.preempted++;
+	ck_assert(spin_lost_cpu(&s, NSEC_PER_MSEC, NSEC_PER_SEC)); // as soon as the count is another one
+	s.not_before_ns = 0;
+	ck_assert(!spin_lost_cpu(&s, NSEC_PER_MSEC, NSEC_PER_SEC)); // an interrupt
 	ck_assert_uint_gt(limit(), 0);
-	ck_assert(spin_lost_cpu(&s, NSEC_PER_MSEC, 2));
+	pid = rival();
+	ck_assert(spin_lost_cpu(&s, long_gap(), 2));
+	kill(pid, SIGKILL);
+	ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
 	ck_assert_uint_eq(limit(), 0);
 	s.looked_ns = NSEC_PER_SEC;
 	ck_assert_uint_gt(spin_until(&s, KIND, NSEC_PER_SEC + 1, NSEC_PER_SEC + 1), 0);
