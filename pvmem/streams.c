@@ -9,6 +9,7 @@
 #define SLACK        8  // strides behind what was brought, of pages that may have been in memory
 #define SLACK_SCAN   64 // where the stride is one
 #define IDLE_TURNS   4096 // without a touch: a stream has ended
+#define MAX_SKIPS    3    // touches behind what was brought, of which nothing was touched: so it has, too
 
 // What was seen beside a touch since: a page of those that came with it, behind it; before it, in its block; in its chunk.
 enum { SEEN_BEHIND = 1, SEEN_IN_BLOCK = 2, SEEN_IN_CHUNK = 4 };
@@ -80,6 +81,7 @@ static bool advance(const struct pv_streams *s, struct pv_stream *st, int64_t pa
 	unsigned max = limit(s, st->stride);
 
 	st->last = page;
+	st->skips = steps(st, st->next, page) > 0 ? st->skips + 1 : 0;
 	if (steps(st, st->marker, page) < 0)
 		return false; // the window that the marker stands for is still ahead
 	if (steps(st, st->next, page) <= 0)
@@ -220,7 +222,9 @@ bool pv_streams_touch(struct pv_streams *s, uint64_t page_nr, uint64_t end_nr, s
 
 		if (place == AMONG)
 			return false;
-		if (place == NEXT) {
+		if (place == NEXT && s->stream[i].skips == MAX_SKIPS && page != s->stream[i].marker) {
+			s->stream[i].stride = 0;
+		} else if (place == NEXT) {
 			s->stream[i].used = s->turn;
 			return advance(s, &s->stream[i], page, end, ahead);
 		}

@@ -38,6 +38,7 @@ struct pv_streams {
 		int64_t next;   // the first one not yet brought
 		int64_t stride; // pages; 0: no stream
 		unsigned nr;    // pages brought last
+		unsigned skips; // so many touches in a row were not of these, but behind them
 		uint64_t used;  // in this turn
 	} stream[PV_NR_STREAMS];
 	struct pv_touch { // that continued no stream
