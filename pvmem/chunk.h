@@ -90,6 +90,7 @@ struct pv_chunk {
 	struct pv_history history;   // of these windows
 	bool queued : 1;
 	bool once : 1;               // on the list of what is used once, instead of a queue
+	bool scanned : 1;            // it was on that list before it was unmapped, and is no further than IDLE
 	bool streamed : 1;           // what was brought in last came with a stream
 	bool zap_event : 1;          // our own zap's REMOVE event has yet to come
 	bool foreign : 1;            // pages may be mapped that pv_maps does not know of: since before this pager

@@ -181,6 +181,7 @@ static void init_lists(struct pv_engine *e)
 	list_init(&e->writing);
 	list_init(&e->standby);
 	list_init(&e->writes);
+	list_init(&e->writes_waiting);
 	list_init(&e->remap);
 	list_init(&e->delayed);
 }
@@ -324,6 +325,7 @@ void pv_engine_free(struct pv_engine *e)
 		return;
 	if (e->remap.next) {
 		free_list(&e->writes);
+		free_list(&e->writes_waiting);
 		free_list(&e->remap);
 		free_list(&e->delayed);
 	}

@@ -71,9 +71,17 @@ struct pv_rest {
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS], samples[PV_WORDS];
 };
-#define PV_RESTS 8
+#define PV_RESTS 16
 
 #define PV_AHEADS 16 // streams whose next pages are to be brought
+
+struct pv_bringing {
+	struct pv_ahead whole, left; // what is to be brought; what of it has not been asked for yet
+	bool marked;
+};
+
+#define PV_GENTLE_PAGES 32 // read or written at a time, see pv_goes_gently()
+#define PV_GENTLE_NS (20 * NSEC_PER_MSEC)
 
 struct pv_engine {
 	struct pv_opts o;
@@ -83,13 +91,13 @@ struct pv_engine {
 	uint64_t nr_chunks;
 	struct pv_queues queues;
 	struct list once;    // chunks that a scan went through, the oldest first
-	uint64_t nr_once;
+	uint64_t nr_once, nr_scanned; // of these; that were, and are being zapped, or IDLE
 	bool active; // something was paged in this period
 
 	struct pv_adapt adapt;
 	struct pv_streams streams;
-	struct pv_ahead ahead[PV_AHEADS];
-	unsigned nr_ahead;
+	struct pv_bringing ahead[PV_AHEADS];
+	unsigned nr_ahead, aheads_busy; // waiting; reads in flight
 	struct pv_rest rest[PV_RESTS];
 	unsigned nr_rests, rests_busy; // waiting; being read
 	struct pv_sampling sampling;
@@ -104,7 +112,8 @@ struct pv_engine {
 	bool held;
 	// Draining are: leaving, too late for the drain under way; draining, in it; drained, waiting to be written.
 	struct list zapping, idle, leaving, draining, drained, writing, standby;
-	struct list writes; // write-outs in flight
+	struct list writes, writes_waiting; // write-outs in flight; and to come, which the chunk's nr_writes counts, too
+	unsigned nr_writes; // in flight
 	uint64_t nr_idle, nr_out, nr_standby;
 	unsigned nr_zapping;
 	bool drain_busy, drain_failing;
@@ -136,6 +145,7 @@ struct pv_engine {
 	struct pv_warm warm;
 	struct pv_snapping snapping;
 	uint64_t last_page_in_ns;
+	uint64_t page_awaited_ns, stream_awaited_ns; // when the guest had last to wait for a page; for one that comes ahead of it
 };
 
 // page-in: the reading of a run of pages of one chunk.
@@ -155,7 +165,7 @@ struct pv_request {
 	int bounce;               // the buffer that this is, from which it goes into the memfd; or -1
 	uint64_t begun_ns;
 	bool samples;             // what is left unmapped is to be looked at when the chunk goes
-	bool rest;                // it counts in rests_busy
+	unsigned *busy;           // it counts there; or NULL
 	bool waiting;
 };
 
@@ -237,7 +247,7 @@ struct pv_reading {
 	const uint64_t *asked; // somebody waits for these; PV_WORDS each
 	const uint64_t *leave; // these are not mapped when they have come, unless somebody asks
 	bool samples;          // what is left so is to be looked at when the chunk goes
-	bool rest;             // of a chunk of which a page has come
+	unsigned *busy;        // the reads count there, until they end; or NULL
 	uint64_t now;
 	char *dest;            // its own
 };
@@ -287,6 +297,10 @@ void pv_out_failed(struct pv_engine *e, const char *what, int err);
 // Nothing can change what is on its way out of the chunk: QEMU has no mapping of it, and all I/O that knew its pages has ended. Goes on
 // to standby when it is written.
 void pv_write_out(struct pv_engine *e, uint64_t chunk);
+// The guest waits for single pages now and then, and memory is not short: what nobody waits for is read and written by little and little.
+bool pv_goes_gently(const struct pv_engine *e, uint64_t now);
+// Begins writes that wait, as many as there may be at a time.
+void pv_write_on(struct pv_engine *e);
 // Of write-outs in flight: what these pages hold has changed meanwhile.
 void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS]);
 

@@ -9,11 +9,25 @@
 #define FEW_PUNCHES 4        // chunks that are punched at once for what nobody waits for
 #define STREAM_PART 16       // of the budget, at most, is brought ahead at a time
 
+enum brought { BROUGHT, LATER, NO_ROOM };
+
+// A long one ends with a chunk, so that the next begins with one, and comes in whole.
+static unsigned nr_to_bring(const struct pv_engine *e, const struct pv_ahead *a)
+{
+	uint64_t limit = e->goal / STREAM_PART, nr = a->nr < limit ? a->nr : limit;
+
+	if (a->stride == 1 && nr >= WHOLE_CHUNKS)
+		nr = ROUND_UP(a->first + nr, PV_CHUNK_PAGES) - a->first;
+	if (a->stride == -1 && nr >= WHOLE_CHUNKS && a->first >= nr)
+		nr += (a->first - nr + 1) % PV_CHUNK_PAGES;
+	return (unsigned)nr;
+}
+
 void pv_look_ahead(struct pv_engine *e, uint64_t chunk, unsigned page)
 {
 	uint64_t here[PV_WORDS], from = page, last = chunk + LOOK_CHUNKS < e->nr_chunks ? chunk + LOOK_CHUNKS : e->nr_chunks;
 	uint64_t at = chunk * PV_CHUNK_PAGES + page, end = at;
-	struct pv_ahead *a = &e->ahead[e->nr_ahead];
+	struct pv_bringing *b = &e->ahead[e->nr_ahead];
 
 	if (e->o.tuning.method != PV_METHOD_ADAPTIVE || e->nr_ahead == PV_AHEADS)
 		return;
@@ -23,17 +37,20 @@ void pv_look_ahead(struct pv_engine *e, uint64_t chunk, unsigned page)
 			here[w] |= pv_pages_of(e, i)->valid[w];
 		end = i * PV_CHUNK_PAGES + bitmap_next(here, PV_CHUNK_PAGES, from, false);
 	}
-	if (pv_streams_touch(&e->streams, at, end > at ? end : at + 1, a)) {
-		PROBE(ahead, a->first, a->stride, a->nr);
+	if (pv_streams_touch(&e->streams, at, end > at ? end : at + 1, &b->whole)) {
+		PROBE(ahead, b->whole.first, b->whole.stride, b->whole.nr);
+		b->left = b->whole;
+		b->left.nr = nr_to_bring(e, &b->whole);
+		b->marked = false;
 		e->nr_ahead++;
 	}
 }
 
 // The first of these pages, or the last one, stays unmapped, to see that it is touched.
-static void bring(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS], const uint64_t leave[PV_WORDS])
+static void bring(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS], const uint64_t leave[PV_WORDS], unsigned *busy)
 {
 	static const uint64_t nobody[PV_WORDS];
-	struct pv_reading rd = { .chunk = chunk, .asked = nobody, .leave = leave, .now = clock_now_ns() };
+	struct pv_reading rd = { .chunk = chunk, .asked = nobody, .leave = leave, .busy = busy, .now = clock_now_ns() };
 
 	pv_read_pages(e, &rd, want);
 }
@@ -44,7 +61,7 @@ static size_t keep_absent(const struct pv_engine *e, uint64_t chunk, uint64_t pa
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 	uint64_t flight[PV_WORDS];
 
-	if (pv_fill_is_copied(e, chunk) || pv_is_out(&e->chunks[chunk]))
+	if (pv_fill_is_copied(e, chunk) || e->chunks[chunk].state == PV_ZAPPING)
 		return 0;
 	pv_pages_in_flight(&e->chunks[chunk], flight);
 	for (unsigned w = 0; w < PV_WORDS; w++)
@@ -58,16 +75,16 @@ void pv_bring(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS
 
 	memcpy(want, pages, sizeof want);
 	if (keep_absent(e, chunk, want))
-		bring(e, chunk, want, want);
+		bring(e, chunk, want, want, NULL);
 }
 
-// The pages of a stream that are in the chunk of its next one; takes them out of it.
-static uint64_t cut_chunk(const struct pv_engine *e, struct pv_ahead *a, uint64_t pages[PV_WORDS])
+// The pages of a stream that are in the chunk of its next one, at most so many; takes them out of it.
+static uint64_t cut(const struct pv_engine *e, struct pv_ahead *a, unsigned max, uint64_t pages[PV_WORDS])
 {
 	uint64_t chunk = a->first / PV_CHUNK_PAGES;
 
 	memset(pages, 0, PV_WORDS * sizeof *pages);
-	for (; a->nr && a->first / PV_CHUNK_PAGES == chunk; a->nr--) {
+	for (; a->nr && max && a->first / PV_CHUNK_PAGES == chunk; a->nr--, max--) {
 		if (a->first % PV_CHUNK_PAGES < pv_chunk_nr_pages(e, chunk))
 			bitmap_set(pages, a->first % PV_CHUNK_PAGES);
 		a->first += (uint64_t)a->stride;
@@ -75,48 +92,53 @@ static uint64_t cut_chunk(const struct pv_engine *e, struct pv_ahead *a, uint64_
 	return chunk;
 }
 
-// A long one ends with a chunk, so that the next begins with one, and comes in whole.
-static unsigned nr_ahead(const struct pv_engine *e, const struct pv_ahead *a)
+// The first page that comes of a stream stays unmapped, to see that it gets there.
+static void leave_marker(struct pv_engine *e, struct pv_bringing *b, uint64_t chunk, const uint64_t pages[PV_WORDS], uint64_t leave[PV_WORDS])
 {
-	uint64_t limit = e->goal / STREAM_PART, nr = a->nr < limit ? a->nr : limit;
+	size_t marker = b->whole.stride > 0 ? bitmap_next(pages, PV_CHUNK_PAGES, 0, true) : bitmap_last(pages, PV_CHUNK_PAGES);
 
-	if (a->stride == 1 && nr >= WHOLE_CHUNKS)
-		nr = ROUND_UP(a->first + nr, PV_CHUNK_PAGES) - a->first;
-	if (a->stride == -1 && nr >= WHOLE_CHUNKS && a->first >= nr)
-		nr += (a->first - nr + 1) % PV_CHUNK_PAGES;
-	return (unsigned)nr;
+	bitmap_set(leave, marker);
+	pv_streams_marked(&e->streams, &b->whole, chunk * PV_CHUNK_PAGES + marker);
+	b->marked = true;
 }
 
-static bool bring_stream(struct pv_engine *e, struct pv_ahead a)
+// False: there is no room.
+static bool bring_piece(struct pv_engine *e, struct pv_bringing *b, bool sequential, bool gently)
 {
-	bool sequential = a.stride == 1 || a.stride == -1, marked = false;
-	const struct pv_ahead whole = a;
+	uint64_t first = b->left.first, pages[PV_WORDS], leave[PV_WORDS] = { 0 };
+	uint64_t chunk = cut(e, &b->left, gently ? PV_GENTLE_PAGES : PV_CHUNK_PAGES, pages);
+	struct pv_chunk *c = &e->chunks[chunk];
+	size_t nr = keep_absent(e, chunk, pages);
 
-	a.nr = nr_ahead(e, &a);
-	while (a.nr) {
-		uint64_t first = a.first, pages[PV_WORDS], leave[PV_WORDS] = { 0 }, chunk = cut_chunk(e, &a, pages);
-		struct pv_chunk *c = &e->chunks[chunk];
-		size_t nr = keep_absent(e, chunk, pages);
-
-		if (!nr)
-			continue;
-		if (!pv_make_free(e, nr + e->reserve, FEW_PUNCHES)) {
-			pv_streams_brought(&e->streams, &whole, first);
-			return false;
-		}
-		if (!marked) {
-			size_t marker = a.stride > 0 ? bitmap_next(pages, PV_CHUNK_PAGES, 0, true) : bitmap_last(pages, PV_CHUNK_PAGES);
-
-			bitmap_set(leave, marker);
-			pv_streams_marked(&e->streams, &whole, chunk * PV_CHUNK_PAGES + marker);
-		}
-		marked = true;
-		e->stats.in_ahead += nr;
-		c->streamed = sequential && (c->state == PV_ABSENT || c->streamed || c->once);
-		bring(e, chunk, pages, leave);
+	if (!nr)
+		return true;
+	if (!pv_make_free(e, nr + e->reserve, FEW_PUNCHES)) {
+		pv_streams_brought(&e->streams, &b->whole, first);
+		return false;
 	}
-	pv_streams_brought(&e->streams, &whole, a.first);
+	if (!b->marked)
+		leave_marker(e, b, chunk, pages, leave);
+	e->stats.in_ahead += nr;
+	c->streamed = sequential && (c->state == PV_ABSENT || c->streamed || c->once);
+	bring(e, chunk, pages, leave, &e->aheads_busy);
 	return true;
+}
+
+// Beside single pages that the guest waits for, one small read of what is in order at a time; unless it waits for that, too.
+static enum brought bring_stream(struct pv_engine *e, struct pv_bringing *b)
+{
+	uint64_t now = clock_now_ns();
+	bool sequential = b->whole.stride == 1 || b->whole.stride == -1;
+	bool gently = sequential && now - e->stream_awaited_ns > PV_GENTLE_NS && pv_goes_gently(e, now);
+
+	while (b->left.nr) {
+		if (gently && e->aheads_busy)
+			return LATER;
+		if (!bring_piece(e, b, sequential, gently))
+			return NO_ROOM;
+	}
+	pv_streams_brought(&e->streams, &b->whole, b->left.first);
+	return BROUGHT;
 }
 
 // Not while the touched page itself is being read.
@@ -127,7 +149,7 @@ static void bring_rests(struct pv_engine *e)
 
 	for (unsigned i = 0; i < e->nr_rests; i++) {
 		struct pv_rest *rest = &e->rest[i];
-		struct pv_reading rd = { .chunk = rest->chunk, .asked = nobody, .leave = rest->samples, .samples = true, .rest = true };
+		struct pv_reading rd = { .chunk = rest->chunk, .asked = nobody, .leave = rest->samples, .samples = true };
 		size_t nr;
 
 		if (e->chunks[rest->chunk].requests && !e->reads_waiting) {
@@ -136,6 +158,7 @@ static void bring_rests(struct pv_engine *e)
 		}
 		nr = keep_absent(e, rest->chunk, rest->pages);
 		rd.now = clock_now_ns();
+		rd.busy = nr >= PV_BLOCK_PAGES ? &e->rests_busy : NULL;
 		if (nr && pv_make_free(e, nr + e->reserve, FEW_PUNCHES))
 			pv_read_pages(e, &rd, rest->pages);
 	}
@@ -144,14 +167,23 @@ static void bring_rests(struct pv_engine *e)
 
 void pv_bring_ahead(struct pv_engine *e)
 {
-	unsigned n = e->nr_ahead;
+	unsigned n = e->nr_ahead, left = 0;
 
 	if (e->nr_rests)
 		bring_rests(e);
-	e->nr_ahead = 0;
-	if (!list_empty(&e->delayed) || e->reads_waiting)
+	if (!n)
 		return;
-	for (unsigned i = 0; i < n; i++)
-		if (!bring_stream(e, e->ahead[i]))
-			return;
+	if (!list_empty(&e->delayed) || e->reads_waiting) {
+		e->nr_ahead = 0;
+		return;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		enum brought r = bring_stream(e, &e->ahead[i]);
+
+		if (r == NO_ROOM)
+			break;
+		if (r == LATER)
+			e->ahead[left++] = e->ahead[i];
+	}
+	e->nr_ahead = left;
 }

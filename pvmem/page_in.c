@@ -97,18 +97,21 @@ static void choose_samples(struct pv_engine *e, uint64_t chunk, unsigned page, c
 		}
 }
 
-// Of a chunk the touched page comes first: a disk that is asked for all would let the guest wait for more than that. The rest is asked for
-// when there is nothing else to be done. Where the guest is not likely to want it at once, there is one such read at a time, and who comes
-// while it is under way gets his page only. All of a chunk at once where it may be a folio.
+// The touched page comes first, and by itself: a disk that is asked for more lets the guest wait for more. The rest is asked for when that has
+// come. Of a chunk, which the guest is not likely to want at once, there is one such read at a time, and who comes while it is under way
+// gets his page only. All at once: a block that is touched at its beginning, and so is likely to be gone through; a chunk that may be a
+// folio; and a block that only the source has, of which each read may cost as much as one of all.
 static bool rest_comes_later(struct pv_engine *e, uint64_t chunk, unsigned page, const uint64_t want[PV_WORDS], const uint64_t samples[PV_WORDS])
 {
-	bool second = e->o.tuning.method == PV_METHOD_2, folio = pv_block_of(e, chunk)->huge && bitmap_count(want, PV_CHUNK_PAGES) == PV_CHUNK_PAGES;
+	size_t nr = bitmap_count(want, PV_CHUNK_PAGES);
+	bool folio = pv_block_of(e, chunk)->huge && nr == PV_CHUNK_PAGES, block = nr <= PV_BLOCK_PAGES;
+	bool source = pv_page_home(pv_pages_of(e, chunk), page) == PV_HOME_SOURCE, begins = page % PV_BLOCK_PAGES == 0;
 	struct pv_rest *rest = &e->rest[e->nr_rests];
 
-	if (e->o.tuning.method == PV_METHOD_1 || folio || bitmap_count(want, PV_CHUNK_PAGES) <= PV_BLOCK_PAGES)
+	if (e->o.tuning.method == PV_METHOD_1 || folio || nr == 1 || (block && (source || begins)))
 		return false;
-	if (second ? e->nr_rests == PV_RESTS : e->nr_rests + e->rests_busy)
-		return !second;
+	if (e->nr_rests == PV_RESTS || (!block && e->o.tuning.method != PV_METHOD_2 && e->nr_rests + e->rests_busy))
+		return e->o.tuning.method != PV_METHOD_2;
 	rest->chunk = chunk;
 	memcpy(rest->pages, want, sizeof rest->pages);
 	bitmap_clear(rest->pages, page);
@@ -180,6 +183,8 @@ void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, b
 	struct pv_reading rd = { .chunk = chunk, .asked = asked, .leave = samples, .samples = true };
 	size_t nr;
 
+	rd.now = clock_now_ns();
+	*(pv_streams_has(&e->streams, chunk * PV_CHUNK_PAGES + page) ? &e->stream_awaited_ns : &e->page_awaited_ns) = rd.now;
 	if (pv_requests_ask(&e->chunks[chunk], page))
 		return; // the end of that read wakes this one, too
 	choose_window(e, chunk, page, want);
@@ -189,7 +194,6 @@ void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, b
 		bitmap_set(want, page);
 		nr = 1;
 	}
-	rd.now = clock_now_ns();
 	if (nr == 1 && !pv_make_free(e, 1, UINT_MAX) && !overdue && (vcpu || !may_overdraw(e, vcpu, rd.now))) {
 		delay(e, chunk * PV_CHUNK_SIZE + page * PAGE_SIZE, vcpu);
 		return;

@@ -17,6 +17,7 @@
 #define DRAIN_PAUSE_MIN_NS (10 * NSEC_PER_MSEC)
 #define SAMPLE_PERIODS 2                 // of the queues: so long after a page-out chunks are sampled
 #define ONCE_PART 8                      // of the budget: what is used once may have so much, and goes first beyond
+#define SCAN_PART 64                     // of the budget: what is used once stays mapped as long as there is not more of it
 
 bool pv_is_out(const struct pv_chunk *c)
 {
@@ -55,9 +56,17 @@ static void count_out(struct pv_engine *e, const struct pv_chunk *c, int64_t pag
 		*count += (uint64_t)pages;
 }
 
+static void count_scanned(struct pv_engine *e, struct pv_chunk *c, bool scanned)
+{
+	e->nr_scanned += (uint64_t)scanned - c->scanned;
+	c->scanned = scanned;
+}
+
 // The chunk goes on to a stage: on its list, and counted there.
 void pv_enter_stage(struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state s, struct list *l)
 {
+	if (s != PV_ZAPPING && s != PV_IDLE)
+		count_scanned(e, c, false);
 	count_out(e, c, -c->out_pages);
 	list_remove(&c->link);
 	pv_enter_state(e, c, s);
@@ -85,6 +94,7 @@ static void leave_stages(struct pv_engine *e, uint64_t chunk, enum pv_chunk_stat
 {
 	struct pv_chunk *c = &e->chunks[chunk];
 
+	count_scanned(e, c, false);
 	count_out(e, c, -c->out_pages);
 	list_remove(&c->link);
 	memset(pv_maps_of(e, chunk)->out, 0, sizeof pv_maps_of(e, chunk)->out);
@@ -278,6 +288,7 @@ int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only)
 		pv_pages_of(e, chunk)->zapping = 0;
 		return r;
 	}
+	count_scanned(e, c, c->once);
 	pv_chunk_unlist(e, c);
 	c->zap_only = only;
 	c->zap_event = !e->o.zap_own; // MADV_PAGEOUT raises none
@@ -301,25 +312,28 @@ static uint64_t lacking(const struct pv_engine *e)
 	return used > soon_free ? used - soon_free : 0;
 }
 
-// What a scan went through goes first, as long as there is much of it: it does not wash out what is used again and again.
-static struct pv_chunk *next_victim(const struct pv_engine *e)
+// What a scan went through goes first, as long as there is much of it, unmapped to see who comes back or not: it does not wash out what is
+// used again and again. NULL: none is needed; or there is none.
+static struct pv_chunk *next_victim(const struct pv_engine *e, bool needed)
 {
 	struct pv_chunk *oldest = pv_queues_oldest(&e->queues);
+	bool scan = (e->nr_once + e->nr_scanned) * PV_CHUNK_PAGES > e->goal / ONCE_PART;
 
-	if (!list_empty(&e->once) && (!oldest || e->nr_once * PV_CHUNK_PAGES > e->goal / ONCE_PART))
+	if (!list_empty(&e->once) && (!oldest || (scan && e->nr_once * PV_CHUNK_PAGES > e->goal / SCAN_PART)))
 		return list_first(&e->once, struct pv_chunk, link);
-	return oldest;
+	return scan && !needed ? NULL : oldest;
 }
 
 static void choose_victims(struct pv_engine *e, uint64_t idle)
 {
 	uint64_t burst = e->goal / BURST_PART < MAX_ZAPS * PV_CHUNK_PAGES ? e->goal / BURST_PART : MAX_ZAPS * PV_CHUNK_PAGES;
+	uint64_t lack = lacking(e);
 	unsigned refused = 0;
 
-	if (e->nr_zapping || (e->nr_idle >= lacking(e) && e->nr_idle + burst > idle))
+	if (e->nr_zapping || (e->nr_idle >= lack && e->nr_idle + burst > idle))
 		return;
 	while (e->nr_idle < idle && e->nr_zapping < MAX_ZAPS && refused < MAX_REFUSED) {
-		struct pv_chunk *victim = next_victim(e);
+		struct pv_chunk *victim = next_victim(e, e->nr_idle < lack);
 		int r = victim ? pv_zap(e, victim, false) : -EBUSY;
 
 		if (r == -EBUSY)
@@ -370,6 +384,7 @@ void pv_page_out(struct pv_engine *e)
 		e->trouble_err = 0;
 		log_warn("%s", e->trouble);
 	}
+	pv_write_on(e);
 	if (!list_empty(&e->drained))
 		pv_write_out(e, pv_chunk_index(e, list_first(&e->drained, struct pv_chunk, link)));
 	if (e->held || now < e->out_not_before_ns)

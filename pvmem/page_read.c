@@ -116,7 +116,8 @@ static void request_succeeded(struct pv_request *r)
 	pv_chunk_settle(e, r->chunk);
 	if (r->bounce >= 0)
 		e->bounces_busy &= ~(1U << r->bounce);
-	e->rests_busy -= r->rest;
+	if (r->busy)
+		--*r->busy;
 	free(r);
 }
 
@@ -264,8 +265,9 @@ static void request_new(struct pv_engine *e, const struct pv_reading *rd, enum p
 	r->from = from;
 	r->begun_ns = rd->now;
 	r->samples = rd->samples;
-	r->rest = rd->rest;
-	e->rests_busy += rd->rest;
+	r->busy = rd->busy;
+	if (r->busy)
+		++*r->busy;
 	memcpy(r->pages, pages, sizeof r->pages);
 	memcpy(r->submitted, pages, sizeof r->submitted);
 	for (unsigned w = 0; w < PV_WORDS; w++) {
@@ -320,7 +322,7 @@ static char *choose_dest(struct pv_engine *e, uint64_t chunk, const uint64_t wan
 	return dest ? dest : pv_chunk_map(e, chunk);
 }
 
-static void read_runs(struct pv_engine *e, const struct pv_reading *rd, const uint64_t swap[PV_WORDS])
+static void read_swap(struct pv_engine *e, const struct pv_reading *rd, const uint64_t swap[PV_WORDS])
 {
 	for (size_t i = 0, n; (n = bitmap_next_run(swap, PV_CHUNK_PAGES, &i)); i += n) {
 		uint64_t run[PV_WORDS] = { 0 };
@@ -328,20 +330,6 @@ static void read_runs(struct pv_engine *e, const struct pv_reading *rd, const ui
 		bitmap_set_range(run, i, n);
 		request_new(e, rd, PV_HOME_SWAP, run);
 	}
-}
-
-// The touched page first, by itself.
-static void read_swap(struct pv_engine *e, const struct pv_reading *rd, uint64_t swap[PV_WORDS])
-{
-	size_t page = bitmap_next(rd->asked, PV_CHUNK_PAGES, 0, true);
-	uint64_t first[PV_WORDS] = { 0 };
-
-	if (e->o.tuning.method != PV_METHOD_1 && page < PV_CHUNK_PAGES && bitmap_test(swap, page)) {
-		bitmap_set(first, page);
-		bitmap_clear(swap, page);
-		read_runs(e, rd, first);
-	}
-	read_runs(e, rd, swap);
 }
 
 // No read is for pages of both sides of the source.

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Stale pages of a chunk on its way out are written to the swap image.
+//
+// A disk that writes much at a time lets a read wait for it: for half a millisecond and more behind a chunk, hardly at all behind a
+// sixteenth of one. So as long as the guest waits for reads now and then, and memory is not short, there is one write at a time, and a
+// small one; else there are many, and large ones.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,14 +15,16 @@
 
 #define MAX_GAP 8    // pages between stale ones that are written with them
 #define MIN_WHOLE 16 // stale pages for which a whole chunk is written for the first time
+#define MAX_WRITES 16                      // in flight
 
 // Write-out of a run of stale pages of one chunk.
 struct write_out {
-	struct list link; // of those in flight
+	struct list link; // of those that wait, or are being written
 	struct loop_op op;
 	struct pv_engine *e;
 	uint64_t chunk;
 	unsigned first, nr;
+	unsigned done, piece; // of these are written; are being written
 	uint64_t rewritten[PV_WORDS]; // pages that QEMU has written to meanwhile, and a harvest has found
 };
 
@@ -38,15 +44,57 @@ static void give_back_discarded(struct pv_engine *e, const struct write_out *w)
 		pv_punch_pages(e, w->chunk, gone);
 }
 
-void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS])
+static void mark_rewritten(struct list *writes, uint64_t chunk, const uint64_t written[PV_WORDS])
 {
-	if (!e->chunks[chunk].nr_writes)
-		return;
-	for (struct list *node = e->writes.next; node != &e->writes; node = node->next) {
+	for (struct list *node = writes->next; node != writes; node = node->next) {
 		struct write_out *w = list_entry(node, struct write_out, link);
 
 		for (unsigned i = 0; w->chunk == chunk && i < PV_WORDS; i++)
 			w->rewritten[i] |= written[i];
+	}
+}
+
+void pv_writes_are_old(struct pv_engine *e, uint64_t chunk, const uint64_t written[PV_WORDS])
+{
+	if (!e->chunks[chunk].nr_writes)
+		return;
+	mark_rewritten(&e->writes, chunk, written);
+	mark_rewritten(&e->writes_waiting, chunk, written);
+}
+
+bool pv_goes_gently(const struct pv_engine *e, uint64_t now)
+{
+	return pv_free_pages(e) + e->nr_standby > e->low && now - e->page_awaited_ns < PV_GENTLE_NS;
+}
+
+// Of our mappings of a chunk the one that has entries for it already.
+static const char *where_mapped(const struct pv_engine *e, uint64_t chunk)
+{
+	const struct pv_block *b = pv_block_of(e, chunk);
+
+	return b->huge && e->chunks[chunk].folio ? b->huge + (chunk * PV_CHUNK_SIZE - b->off) : pv_chunk_map(e, chunk);
+}
+
+static void write_piece(struct write_out *w)
+{
+	struct pv_engine *e = w->e;
+	unsigned left = w->nr - w->done, page = w->first + w->done;
+
+	w->piece = left > PV_GENTLE_PAGES && pv_goes_gently(e, clock_now_ns()) ? PV_GENTLE_PAGES : left;
+	loop_write(e->o.loop, &w->op, e->o.swap->fd, where_mapped(e, w->chunk) + page * PAGE_SIZE, w->piece * PAGE_SIZE,
+		   w->chunk * PV_CHUNK_SIZE + page * PAGE_SIZE);
+}
+
+void pv_write_on(struct pv_engine *e)
+{
+	while (!list_empty(&e->writes_waiting) && e->nr_writes < (pv_goes_gently(e, clock_now_ns()) ? 1 : MAX_WRITES)) {
+		struct write_out *w = list_first(&e->writes_waiting, struct write_out, link);
+
+		list_remove(&w->link);
+		list_append(&e->writes, &w->link);
+		e->nr_writes++;
+		PROBE(write_begin, w->chunk, w->first, w->nr);
+		write_piece(w);
 	}
 }
 
@@ -56,11 +104,16 @@ static void write_out_done(struct loop_op *op, int res)
 	struct pv_engine *e = w->e;
 	struct pv_chunk *c = &e->chunks[w->chunk];
 	struct pv_pages *p = pv_pages_of(e, w->chunk);
-	int err = res < 0 ? res : (unsigned)res < w->nr * PAGE_SIZE ? -EIO : 0;
+	int err = res < 0 ? res : (unsigned)res < w->piece * PAGE_SIZE ? -EIO : 0;
 
+	w->done += w->piece;
+	if (!err && w->done < w->nr) {
+		write_piece(w);
+		return;
+	}
+	e->nr_writes--;
 	PROBE(write_end, w->chunk, w->first, w->nr, err);
 	if (err) {
-
 		if (clock_now_ns() >= e->out_not_before_ns)
 			log_err("the swap image cannot be written: %s; pages stay in memory, trying again", strerror(-err));
 		pv_out_failed(e, "the swap image cannot be written", err);
@@ -88,6 +141,7 @@ static void write_out_done(struct loop_op *op, int res)
 			pv_enter_stage(e, c, PV_STANDBY, &e->standby);
 	}
 	free(w);
+	pv_write_on(e);
 }
 
 // What is written with stale pages, so that there are fewer writes: a few pages between them that are on their way out, too; and where the
@@ -106,25 +160,14 @@ static void bridge(const struct pv_chunk *c, const uint64_t out[PV_WORDS], uint6
 	}
 }
 
-// Of our mappings of a chunk the one that has entries for it already.
-static const char *where_mapped(const struct pv_engine *e, uint64_t chunk)
-{
-	const struct pv_block *b = pv_block_of(e, chunk);
-
-	return b->huge && e->chunks[chunk].folio ? b->huge + (chunk * PV_CHUNK_SIZE - b->off) : pv_chunk_map(e, chunk);
-}
-
-static void begin_write(struct pv_engine *e, uint64_t chunk, size_t first, size_t nr)
+static void order_write(struct pv_engine *e, uint64_t chunk, size_t first, size_t nr)
 {
 	struct write_out *w = pv_alloc(sizeof *w);
-	uint64_t at = chunk * PV_CHUNK_SIZE + first * PAGE_SIZE;
 
 	*w = (struct write_out){ .op.done = write_out_done, .e = e, .chunk = chunk, .first = (unsigned)first, .nr = (unsigned)nr };
 	e->chunks[chunk].nr_writes++;
 	e->chunks[chunk].swap_used = true;
-	list_append(&e->writes, &w->link);
-	PROBE(write_begin, chunk, first, nr);
-	loop_write(e->o.loop, &w->op, e->o.swap->fd, where_mapped(e, chunk) + first * PAGE_SIZE, nr * PAGE_SIZE, at);
+	list_append(&e->writes_waiting, &w->link);
 }
 
 // Nothing can change the chunk now: QEMU has no mapping, and all I/O that knew its pages has ended.
@@ -155,7 +198,8 @@ void pv_write_out(struct pv_engine *e, uint64_t chunk)
 		clean[w] &= stale[w];
 	pv_pages_set_home(p, clean, PV_HOME_NONE); // a write that fails may destroy what is there
 	for (size_t i = 0, n; (n = bitmap_next_run(stale, PV_CHUNK_PAGES, &i)); i += n)
-		begin_write(e, chunk, i, n);
+		order_write(e, chunk, i, n);
+	pv_write_on(e);
 	if (!c->nr_writes)
 		pv_enter_stage(e, c, PV_STANDBY, &e->standby);
 }
