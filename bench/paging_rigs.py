@@ -96,11 +96,11 @@ class Ours(Workload):
     name = "criu-vm"
 
     @contextlib.contextmanager
-    def made(self, budget=None, raw=None):
-        """budget: MiB."""
+    def made(self, budget=None, raw=None, paging=None):
+        """budget: MiB. paging: as the option, in its place."""
         control = f"{self.runner.tmp}/control.sock"
         line = [f"{self.opts.build}/bench/paging-pager", "--ram", str(self.opts.size), "--budget", str(budget or self.opts.ram),
-                "--swap", f"{self.runner.tmp}/swap", "--control", control, *(["--paging", self.opts.paging] if self.opts.paging else []),
+                "--swap", f"{self.runner.tmp}/swap", "--control", control, *(["--paging", paging or self.opts.paging] if paging or self.opts.paging else []),
                 "--", self.program, *(["--raw", raw] if raw else [])]
         try:
             self.started(line)
