@@ -74,6 +74,7 @@ static const struct series {
 	{ "discarded_bytes_total", NULL, COUNTER, "Given back by the guest.", C("pages_discarded"), PAGE_SIZE },
 	{ "chunks_out_total", NULL, COUNTER, "Chunks of 1 MiB that were paged out.", C("chunks_out"), 1 },
 	{ "kept_bytes_total", NULL, COUNTER, "Pages that were touched on their way out, and stayed.", C("pages_kept"), PAGE_SIZE },
+	{ "page_tables_given_back_total", NULL, COUNTER, "Page tables of QEMU, of 4 KiB each, that were given back.", C("tables_given_back"), 1 },
 	{ "drains_total", NULL, COUNTER, "How often QEMU's block I/O was drained.", C("drains"), 1 },
 	{ "drain_seconds_total", NULL, COUNTER, "How long that took.", C("drain_ns"), NS },
 	{ "write_errors_total", NULL, COUNTER, "Writes to swap that have failed.", C("write_errors"), 1 },

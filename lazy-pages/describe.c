@@ -71,6 +71,7 @@ static json_t *describe_counts(const struct pv_stats *s)
 		{ "pages_out_zero", s->out_zero },
 		{ "chunks_out", s->chunks_out },
 		{ "pages_kept", s->pages_kept },
+		{ "tables_given_back", s->tables_given_back },
 		{ "pages_filled_memory", s->filled_memory },
 		{ "pages_filled_swap", s->filled_swap },
 		{ "pages_discarded", s->discarded },

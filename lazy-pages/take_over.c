@@ -7,6 +7,7 @@
 
 #include "mm/uapi.h"
 #include "pvmem/recover.h"
+#include "pvmem/tables.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -37,7 +38,8 @@ static void removed(const struct pv_block *blocks, size_t nr_blocks, struct pv_p
 			continue;
 		p = &pages[(b->off + in_block) / PV_CHUNK_SIZE];
 		whole = b->len - in_block < PV_CHUNK_SIZE ? b->len - in_block : PV_CHUNK_SIZE;
-		if (p->zapping && in_block % PV_CHUNK_SIZE == 0 && to - from == whole)
+		if ((p->zapping == PV_ZAPPING_CHUNK && in_block % PV_CHUNK_SIZE == 0 && to - from == whole) ||
+		    (p->zapping == PV_ZAPPING_TABLE && from % PV_TABLE_SIZE == 0 && to - from == PV_TABLE_SIZE))
 			p->zapping = 0; // a second event of this range is none of ours
 		else
 			discard(b, pages, from, to);

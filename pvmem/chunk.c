@@ -5,17 +5,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *const state_name[PV_NR_CHUNK_STATES] = { "absent", "resident", "zapping", "idle", "draining", "writing", "standby" };
+static const char *const state_name[PV_NR_CHUNK_STATES] = { "absent", "resident", "zapping", "idle", "draining", "writing", "standby",
+	"stripping" };
 
 #define TO(s) (1u << (s))
 static const unsigned char next_states[PV_NR_CHUNK_STATES] = {
-	[PV_ABSENT]   = TO(PV_RESIDENT),
-	[PV_RESIDENT] = TO(PV_ZAPPING) | TO(PV_ABSENT),
-	[PV_ZAPPING]  = TO(PV_IDLE) | TO(PV_RESIDENT),
-	[PV_IDLE]     = TO(PV_DRAINING) | TO(PV_RESIDENT),
-	[PV_DRAINING] = TO(PV_WRITING) | TO(PV_RESIDENT),
-	[PV_WRITING]  = TO(PV_STANDBY) | TO(PV_RESIDENT),
-	[PV_STANDBY]  = TO(PV_ABSENT) | TO(PV_RESIDENT),
+	[PV_ABSENT]    = TO(PV_RESIDENT) | TO(PV_STRIPPING),
+	[PV_RESIDENT]  = TO(PV_ZAPPING) | TO(PV_ABSENT),
+	[PV_ZAPPING]   = TO(PV_IDLE) | TO(PV_RESIDENT),
+	[PV_IDLE]      = TO(PV_DRAINING) | TO(PV_RESIDENT),
+	[PV_DRAINING]  = TO(PV_WRITING) | TO(PV_RESIDENT),
+	[PV_WRITING]   = TO(PV_STANDBY) | TO(PV_RESIDENT),
+	[PV_STANDBY]   = TO(PV_ABSENT) | TO(PV_RESIDENT),
+	[PV_STRIPPING] = TO(PV_ABSENT),
 };
 
 const char *pv_chunk_state_name(enum pv_chunk_state s)

@@ -30,6 +30,7 @@
 //   - A harvest for page-out does not clear the kernel's knowledge of what was written: the next pager harvests again. One for
 //     an increment (harvest.c) does, while harvesting says so: after a kill in it, all valid pages of the chunk count as written.
 //   - zapping is set before a zap is ordered: the REMOVE event that it raises is no discard, whoever reads it.
+//     It says which range that event has: the chunk's, or that of the page table of QEMU's that begins in the chunk (tables.h).
 //   - dirty is set before whatever else is recorded of a change of content.
 //
 // DOC: who else reads it
@@ -53,11 +54,13 @@
 
 enum pv_home { PV_HOME_NONE, PV_HOME_ZERO, PV_HOME_SWAP, PV_HOME_SOURCE };
 
+enum { PV_ZAPPING_CHUNK = 1, PV_ZAPPING_TABLE };
+
 // What must outlive a pager, a chunk. Shared memory; nothing in it is a pointer.
 struct pv_pages {
 	uint64_t valid[PV_WORDS];
 	uint64_t zero[PV_WORDS], swap[PV_WORDS], source[PV_WORDS]; // homes
-	uint64_t zapping; // 1: a zap of the chunk is under way
+	uint64_t zapping; // what a zap is under way of, PV_ZAPPING_*; 0: none is
 	uint64_t dirty[PV_WORDS]; // changed since somebody took this bit; atomic
 	uint64_t drops;           // how often pages were punched; goes up at a take-over, too
 	uint64_t harvesting;      // 1: the kernel's knowledge of what was written is being taken away
@@ -72,7 +75,10 @@ struct pv_pages {
 //                              is removed        see who comes    before ends      to swap        only in memory      what was touched
 //
 // From IDLE on it is pages that are on their way, pv_maps.out: one that is touched is taken back, and mapped.
-enum pv_chunk_state { PV_ABSENT, PV_RESIDENT, PV_ZAPPING, PV_IDLE, PV_DRAINING, PV_WRITING, PV_STANDBY, PV_NR_CHUNK_STATES };
+//
+// Beside that, ABSENT <-> STRIPPING: a page table of QEMU's that it lies in is being given back (tables.h). Nothing is read into the
+// chunk, and nothing of it mapped, until that is done.
+enum pv_chunk_state { PV_ABSENT, PV_RESIDENT, PV_ZAPPING, PV_IDLE, PV_DRAINING, PV_WRITING, PV_STANDBY, PV_STRIPPING, PV_NR_CHUNK_STATES };
 
 struct pv_request;
 

@@ -93,6 +93,8 @@ static void discard_pages(struct pv_engine *e, uint64_t chunk, const uint64_t go
 
 void pv_removed(struct pv_engine *e, uint64_t off, uint64_t len)
 {
+	if (pv_tables_removed(e, off, len))
+		return;
 	for (uint64_t at = off, next; at < off + len; at = next) {
 		uint64_t chunk = at / PV_CHUNK_SIZE, start = chunk * PV_CHUNK_SIZE, gone[PV_WORDS] = { 0 };
 		unsigned first = (unsigned)((at - start) / PAGE_SIZE), end;

@@ -267,6 +267,10 @@ int pv_engine_new(const struct pv_opts *o, struct pv_engine **out)
 	e->delay_timer.op.done = pv_delay_timer_done;
 	e->zap_poll.done = pv_zap_poll_done;
 	e->remap_timer.op.done = pv_remap_timer_done;
+	if (pv_tables_init(e)) {
+		pv_engine_free(e);
+		return -ENOMEM;
+	}
 	if (!init_chunks(e)) {
 		pv_engine_free(e);
 		return -EINVAL;
@@ -337,6 +341,7 @@ void pv_engine_free(struct pv_engine *e)
 			free(r);
 		}
 	pv_fill_fini(e);
+	pv_tables_fini(e);
 	pv_folio_fini(&e->folio);
 	for (unsigned i = 0; i < PV_BOUNCES; i++)
 		free(e->bounce[i]);
@@ -382,6 +387,7 @@ void pv_chunk_settle(struct pv_engine *e, uint64_t chunk)
 	if (c->state == PV_RESIDENT && bitmap_empty(p->valid, PV_CHUNK_PAGES)) {
 		pv_chunk_unlist(e, c);
 		pv_enter_state(e, c, PV_ABSENT);
+		pv_tables_absent(e, chunk);
 		c->foreign = false;
 	} else if (c->state == PV_RESIDENT && !c->queued && !c->once) {
 		enlist(e, c);
@@ -411,7 +417,8 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 	struct pv_chunk *c = &e->chunks[chunk];
 
 	c->untouched = false;
-	if (c->state == PV_ZAPPING) { // it takes microseconds and depends on nothing that may wait for this fault
+	// It takes microseconds and depends on nothing that may wait for this fault.
+	if (c->state == PV_ZAPPING || c->state == PV_STRIPPING) {
 		c->wake = true;
 		return;
 	}
@@ -450,6 +457,7 @@ bool pv_balance(struct pv_engine *e)
 	pv_bring_ahead(e);
 	again = pv_snapshot_step(e);
 	again |= pv_warm_step(e);
+	again |= pv_tables_step(e);
 	return pv_fill(e) || again || e->nr_fast_remaps || !list_empty(&e->drained) || pv_may_punch(e);
 }
 
@@ -463,6 +471,7 @@ void pv_tick(struct pv_engine *e)
 	}
 	e->active = false;
 	pv_sampling_tick(e);
+	pv_tables_tick(e);
 	if (e->folio.nr_left)
 		e->charged -= pv_folio_retry(&e->folio);
 	pv_fill_tick(e);
@@ -485,6 +494,6 @@ void pv_engine_ages(const struct pv_engine *e, uint8_t *ages)
 	for (uint64_t i = 0; i < e->nr_chunks; i++) {
 		const struct pv_chunk *c = &e->chunks[i];
 
-		ages[i] = c->state == PV_ABSENT ? 0 : pv_queues_age_of(&e->queues, age_of(e, c));
+		ages[i] = c->state == PV_ABSENT || c->state == PV_STRIPPING ? 0 : pv_queues_age_of(&e->queues, age_of(e, c));
 	}
 }

@@ -7,6 +7,7 @@
 //                              ^ a fault at any moment before the punch: CONTINUE, and the victim is saved
 //  source -> memory, else swap, in the background                                                      fill.c, fill_copy.c
 //  written pages -> dirty bits, for increments of a dump                                               harvest.c
+//  page tables of QEMU's, of what is out for long -> given back                                        tables.c
 //
 // One thread, no locks: every step is a completion on the loop. A chunk on its way out stays readable in the memfd until
 // the punch; standby chunks are therefore a cache of victims, and the pages free plus those in standby are what keeps a
@@ -118,6 +119,7 @@ struct pv_stats {
 	uint64_t windows[PV_NR_WINDOWS]; // page-ins that brought so much
 	uint64_t sampled, sampled_used;  // pages that came unasked, were left unmapped to see, and have left; of these, those touched
 	uint64_t in_ahead;               // pages brought ahead of a stream
+	uint64_t tables_given_back;      // page tables of QEMU's, of 4 KiB each
 	enum pv_access_kind access;      // the provider of access information
 	uint64_t drains, drain_ns, drain_ns_max;
 	uint64_t filled_memory, filled_swap; // pages

@@ -8,6 +8,7 @@
 #include "pvmem/folio.h"
 #include "pvmem/snapshot.h"
 #include "pvmem/streams.h"
+#include "pvmem/tables.h"
 #include "pvmem/warm.h"
 #include "util/clock.h"
 #include "util/loop.h"
@@ -143,6 +144,7 @@ struct pv_engine {
 
 	struct pv_fill fill;
 	struct pv_warm warm;
+	struct pv_tables tables;
 	struct pv_snapping snapping;
 	uint64_t last_page_in_ns;
 	uint64_t page_awaited_ns, stream_awaited_ns; // when the guest had last to wait for a page; for one that comes ahead of it

@@ -156,6 +156,7 @@ static void punch_chunk(struct pv_engine *e, uint64_t chunk)
 		return;
 	}
 	leave_stages(e, chunk, PV_ABSENT);
+	pv_tables_absent(e, chunk);
 	pv_chunk_settle(e, chunk);
 }
 
@@ -255,7 +256,8 @@ void pv_zap_poll_done(struct loop_op *op, int res)
 	int zapped;
 
 	while (mm_zap_reap(e->o.zapper, &chunk, &zapped))
-		zap_done(e, chunk, zapped);
+		if (!pv_tables_zapped(e, chunk, zapped))
+			zap_done(e, chunk, zapped);
 	if (res >= 0)
 		loop_poll_in(e->o.loop, op, mm_zap_fd(e->o.zapper));
 	else
@@ -282,7 +284,7 @@ int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only)
 
 	if (e->o.zap_own)
 		pv_unmap_own(e, chunk);
-	pv_pages_of(e, chunk)->zapping = 1;
+	pv_pages_of(e, chunk)->zapping = PV_ZAPPING_CHUNK;
 	r = mm_zap_queue(e->o.zapper, pv_chunk_hva(e, chunk), len, chunk);
 	if (r) {
 		pv_pages_of(e, chunk)->zapping = 0;

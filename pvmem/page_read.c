@@ -3,6 +3,7 @@
 //
 // Where to. A folio of 1 MiB for a chunk that comes in whole, where the host has them (folio.h). Else straight into the memfd by its
 // mapping of small pages; but many pages at a time cost a third less by a buffer and a write() than by page faults of the read.
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -303,6 +304,7 @@ void pv_expect_pages(struct pv_engine *e, uint64_t chunk, const uint64_t pages[P
 	const struct pv_block *b = pv_block_of(e, chunk);
 	struct pv_chunk *c = &e->chunks[chunk];
 
+	assert(c->state != PV_STRIPPING); // what is mapped there now could be written to unseen
 	e->charged += bitmap_count(pages, PV_CHUNK_PAGES) - pv_folio_reuse(&e->folio, b, chunk * PV_CHUNK_SIZE - b->off, pages);
 	if (e->charged > e->budget && e->charged - e->budget > e->stats.overdraft_max)
 		e->stats.overdraft_max = e->charged - e->budget;

@@ -40,7 +40,7 @@ ZDTM_VARIANT = [["-a", "tcg", "-t", "memory", "-f", "eager-small", "-f", "lazy-s
 # And unit programs that take long in one, and have no peer's or file's bytes to look at; `make asan` runs all.
 LONG_IN_VARIANT = {f"test_{name}" for name in ("disks", "engine", "engine_pages", "fill", "fill_once", "fill_order", "fill_overtaken",
                                                "migrate_lines", "netdevs", "page_lines", "protect", "pv_reader", "receive_pages", "recover",
-                                               "server", "settle", "snapshot", "swap_device", "take_over", "tap", "track")}
+                                               "server", "settle", "snapshot", "swap_device", "tables", "take_over", "tap", "track")}
 
 AGAIN_LINES = 15    # of a failure, at the end
 

@@ -15,7 +15,7 @@ static bool drawn(enum pv_chunk_state from, enum pv_chunk_state to)
 {
 	switch (from) {
 	case PV_ABSENT:
-		return to == PV_RESIDENT;
+		return to == PV_RESIDENT || to == PV_STRIPPING;
 	case PV_RESIDENT:
 		return to == PV_ABSENT || to == PV_ZAPPING;
 	case PV_ZAPPING:
@@ -28,6 +28,8 @@ static bool drawn(enum pv_chunk_state from, enum pv_chunk_state to)
 		return to == PV_STANDBY || to == PV_RESIDENT;
 	case PV_STANDBY:
 		return to == PV_ABSENT || to == PV_RESIDENT;
+	case PV_STRIPPING:
+		return to == PV_ABSENT;
 	default:
 		return false;
 	}
