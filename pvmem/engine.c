@@ -418,7 +418,7 @@ void pv_serve(struct pv_engine *e, uint64_t off, bool vcpu, bool overdue)
 
 	c->untouched = false;
 	// It takes microseconds and depends on nothing that may wait for this fault.
-	if (c->state == PV_ZAPPING || c->state == PV_STRIPPING) {
+	if (pv_is_unmapping(c)) {
 		c->wake = true;
 		return;
 	}

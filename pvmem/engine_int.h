@@ -191,6 +191,12 @@ static inline uint64_t pv_free_pages(const struct pv_engine *e)
 	return e->budget > e->charged ? e->budget - e->charged : 0;
 }
 
+// Microseconds, in which nothing of it can be mapped, nor asked for.
+static inline bool pv_is_unmapping(const struct pv_chunk *c)
+{
+	return c->state == PV_ZAPPING || c->state == PV_STRIPPING;
+}
+
 // engine.c
 // pv_chunk_set_state(), for who traces it.
 void pv_enter_state(const struct pv_engine *e, struct pv_chunk *c, enum pv_chunk_state to);

@@ -61,7 +61,7 @@ static size_t keep_absent(const struct pv_engine *e, uint64_t chunk, uint64_t pa
 	const struct pv_pages *p = pv_pages_of(e, chunk);
 	uint64_t flight[PV_WORDS];
 
-	if (pv_fill_is_copied(e, chunk) || e->chunks[chunk].state == PV_ZAPPING)
+	if (pv_fill_is_copied(e, chunk) || pv_is_unmapping(&e->chunks[chunk]))
 		return 0;
 	pv_pages_in_flight(&e->chunks[chunk], flight);
 	for (unsigned w = 0; w < PV_WORDS; w++)
