@@ -67,7 +67,7 @@ struct pv_sampling {
 
 #define PV_BOUNCES 8 // buffers of a chunk each: 8 MiB
 
-// What is to come of a chunk of which the touched page comes first.
+// What is to come of a chunk, or a block, of which the touched page comes first.
 struct pv_rest {
 	uint64_t chunk;
 	uint64_t pages[PV_WORDS], samples[PV_WORDS];
@@ -114,7 +114,7 @@ struct pv_engine {
 	// Draining are: leaving, too late for the drain under way; draining, in it; drained, waiting to be written.
 	struct list zapping, idle, leaving, draining, drained, writing, standby;
 	struct list writes, writes_waiting; // write-outs in flight; and to come, which the chunk's nr_writes counts, too
-	unsigned nr_writes; // in flight
+	unsigned nr_writes, writing_pages; // in flight
 	uint64_t nr_idle, nr_out, nr_standby;
 	unsigned nr_zapping;
 	bool drain_busy, drain_failing;
@@ -273,7 +273,7 @@ void pv_delay_timer_done(struct loop_op *op, int res);
 void pv_look_ahead(struct pv_engine *e, uint64_t chunk, unsigned page);
 // What streams will touch, as far as there is room.
 void pv_bring_ahead(struct pv_engine *e);
-// Reads these pages of a chunk that is not on its way out, whatever their home, though nobody asked for them. They stay unmapped, what is
+// Reads these pages of a chunk that is not being unmapped, whatever their home, though nobody asked for them. They stay unmapped, what is
 // in memory, or on its way there, is left out. The caller has made room.
 void pv_bring(struct pv_engine *e, uint64_t chunk, const uint64_t pages[PV_WORDS]);
 

@@ -135,7 +135,7 @@ static void map_run(struct pv_engine *e, uint64_t chunk, unsigned first, unsigne
 
 void pv_map_pages(struct pv_engine *e, uint64_t chunk, const uint64_t which[PV_WORDS])
 {
-	if (e->chunks[chunk].state == PV_ZAPPING) { // nothing is mapped now; who waits faults again
+	if (pv_is_unmapping(&e->chunks[chunk])) { // nothing is mapped now; who waits faults again
 		e->chunks[chunk].wake = true;
 		return;
 	}
@@ -147,7 +147,7 @@ static void retry(struct pv_engine *e, struct remap *m)
 {
 	const struct pv_pages *p = pv_pages_of(e, m->chunk);
 	const struct pv_maps *maps = pv_maps_of(e, m->chunk);
-	bool zapping = e->chunks[m->chunk].state == PV_ZAPPING, gone = zapping;
+	bool zapping = pv_is_unmapping(&e->chunks[m->chunk]), gone = zapping;
 
 	for (unsigned w = 0; w < PV_WORDS; w++) {
 		// What was mapped otherwise meanwhile may have been written to, and is not clean.

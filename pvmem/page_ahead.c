@@ -46,7 +46,7 @@ void pv_look_ahead(struct pv_engine *e, uint64_t chunk, unsigned page)
 	}
 }
 
-// The first of these pages, or the last one, stays unmapped, to see that it is touched.
+// Counted in busy, if that is not NULL, until they have come.
 static void bring(struct pv_engine *e, uint64_t chunk, const uint64_t want[PV_WORDS], const uint64_t leave[PV_WORDS], unsigned *busy)
 {
 	static const uint64_t nobody[PV_WORDS];
@@ -113,7 +113,7 @@ static bool bring_piece(struct pv_engine *e, struct pv_bringing *b, bool sequent
 	if (!nr)
 		return true;
 	if (!pv_make_free(e, nr + e->reserve, FEW_PUNCHES)) {
-		pv_streams_brought(&e->streams, &b->whole, first);
+		b->left.first = first;
 		return false;
 	}
 	if (!b->marked)
@@ -124,12 +124,20 @@ static bool bring_piece(struct pv_engine *e, struct pv_bringing *b, bool sequent
 	return true;
 }
 
+// Elsewhere a small read may cost as much as one of a whole chunk, or makes no folio of what could be one.
+static bool is_of_small_pages_in_swap(const struct pv_engine *e, uint64_t page)
+{
+	uint64_t chunk = page / PV_CHUNK_PAGES;
+
+	return pv_page_home(pv_pages_of(e, chunk), page % PV_CHUNK_PAGES) == PV_HOME_SWAP && !pv_block_of(e, chunk)->huge;
+}
+
 // Beside single pages that the guest waits for, one small read of what is in order at a time; unless it waits for that, too.
 static enum brought bring_stream(struct pv_engine *e, struct pv_bringing *b)
 {
 	uint64_t now = clock_now_ns();
 	bool sequential = b->whole.stride == 1 || b->whole.stride == -1;
-	bool gently = sequential && now - e->stream_awaited_ns > PV_GENTLE_NS && pv_goes_gently(e, now);
+	bool gently = sequential && b->left.nr && now - e->stream_awaited_ns > PV_GENTLE_NS && pv_goes_gently(e, now) && is_of_small_pages_in_swap(e, b->left.first);
 
 	while (b->left.nr) {
 		if (gently && e->aheads_busy)
@@ -168,22 +176,20 @@ static void bring_rests(struct pv_engine *e)
 void pv_bring_ahead(struct pv_engine *e)
 {
 	unsigned n = e->nr_ahead, left = 0;
+	bool room;
 
 	if (e->nr_rests)
 		bring_rests(e);
-	if (!n)
-		return;
-	if (!list_empty(&e->delayed) || e->reads_waiting) {
-		e->nr_ahead = 0;
-		return;
-	}
+	room = list_empty(&e->delayed) && !e->reads_waiting;
 	for (unsigned i = 0; i < n; i++) {
-		enum brought r = bring_stream(e, &e->ahead[i]);
+		struct pv_bringing *b = &e->ahead[i];
+		enum brought r = room ? bring_stream(e, b) : NO_ROOM;
 
-		if (r == NO_ROOM)
-			break;
-		if (r == LATER)
-			e->ahead[left++] = e->ahead[i];
+		if (r == NO_ROOM) // the stream goes on from there
+			pv_streams_brought(&e->streams, &b->whole, b->left.first);
+		else if (r == LATER)
+			e->ahead[left++] = *b;
+		room &= r != NO_ROOM;
 	}
 	e->nr_ahead = left;
 }

@@ -97,6 +97,16 @@ static void choose_samples(struct pv_engine *e, uint64_t chunk, unsigned page, c
 		}
 }
 
+// The rest of a chunk is on its way, or about to be.
+static bool chunk_comes(const struct pv_engine *e)
+{
+	unsigned waiting = 0;
+
+	for (unsigned i = 0; i < e->nr_rests; i++)
+		waiting += bitmap_count(e->rest[i].pages, PV_CHUNK_PAGES) >= PV_BLOCK_PAGES;
+	return waiting + e->rests_busy;
+}
+
 // The touched page comes first, and by itself: a disk that is asked for more lets the guest wait for more. The rest is asked for when that has
 // come. Of a chunk, which the guest is not likely to want at once, there is one such read at a time, and who comes while it is under way
 // gets his page only. All at once: a block that is touched at its beginning, and so is likely to be gone through; a chunk that may be a
@@ -110,8 +120,10 @@ static bool rest_comes_later(struct pv_engine *e, uint64_t chunk, unsigned page,
 
 	if (e->o.tuning.method == PV_METHOD_1 || folio || nr == 1 || (block && (source || begins)))
 		return false;
-	if (e->nr_rests == PV_RESTS || (!block && e->o.tuning.method != PV_METHOD_2 && e->nr_rests + e->rests_busy))
-		return e->o.tuning.method != PV_METHOD_2;
+	if (!block && e->o.tuning.method != PV_METHOD_2 && chunk_comes(e))
+		return true;
+	if (e->nr_rests == PV_RESTS)
+		return !block && e->o.tuning.method != PV_METHOD_2;
 	rest->chunk = chunk;
 	memcpy(rest->pages, want, sizeof rest->pages);
 	bitmap_clear(rest->pages, page);
@@ -184,7 +196,8 @@ void pv_page_in(struct pv_engine *e, uint64_t chunk, unsigned page, bool vcpu, b
 	size_t nr;
 
 	rd.now = clock_now_ns();
-	*(pv_streams_has(&e->streams, chunk * PV_CHUNK_PAGES + page) ? &e->stream_awaited_ns : &e->page_awaited_ns) = rd.now;
+	if (pv_page_home(pv_pages_of(e, chunk), page) == PV_HOME_SWAP)
+		*(pv_streams_has(&e->streams, chunk * PV_CHUNK_PAGES + page) ? &e->stream_awaited_ns : &e->page_awaited_ns) = rd.now;
 	if (pv_requests_ask(&e->chunks[chunk], page))
 		return; // the end of that read wakes this one, too
 	choose_window(e, chunk, page, want);

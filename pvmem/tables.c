@@ -205,7 +205,8 @@ bool pv_tables_step(struct pv_engine *e)
 	unsigned given = 0;
 	bool later = false;
 
-	if (!t->left || !t->left_look || t->next >= t->nr || !list_empty(&e->delayed))
+	// Not behind other zaps: who touches one of these chunks waits for all that the ring has before it.
+	if (!t->left || !t->left_look || t->next >= t->nr || !list_empty(&e->delayed) || e->nr_zapping)
 		return false;
 	stop = stop < t->nr ? stop : t->nr;
 	while (!later && given < GIVE_A_STEP && (slot = idle_table(t))) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Stale pages of a chunk on its way out are written to the swap image.
 //
-// A disk that writes much at a time lets a read wait for it: for half a millisecond and more behind a chunk, hardly at all behind a
-// sixteenth of one. So as long as the guest waits for reads now and then, and memory is not short, there is one write at a time, and a
-// small one; else there are many, and large ones.
+// A disk that writes much at a time lets a read wait for it: for half a millisecond and more behind a chunk, hardly at all behind an
+// eighth of one. So as long as the guest waits for reads now and then, and memory is not short, few pages are written at a time; else
+// many are.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,8 @@
 
 #define MAX_GAP 8    // pages between stale ones that are written with them
 #define MIN_WHOLE 16 // stale pages for which a whole chunk is written for the first time
-#define MAX_WRITES 16                      // in flight
+#define MAX_WRITES 128                    // in flight
+#define MAX_PAGES (16 * PV_CHUNK_PAGES)   // the same
 
 // Write-out of a run of stale pages of one chunk.
 struct write_out {
@@ -81,19 +82,30 @@ static void write_piece(struct write_out *w)
 	unsigned left = w->nr - w->done, page = w->first + w->done;
 
 	w->piece = left > PV_GENTLE_PAGES && pv_goes_gently(e, clock_now_ns()) ? PV_GENTLE_PAGES : left;
+	e->writing_pages += w->piece;
 	loop_write(e->o.loop, &w->op, e->o.swap->fd, where_mapped(e, w->chunk) + page * PAGE_SIZE, w->piece * PAGE_SIZE,
 		   w->chunk * PV_CHUNK_SIZE + page * PAGE_SIZE);
 }
 
+static bool may_write(const struct pv_engine *e)
+{
+	if (!e->nr_writes)
+		return true;
+	if (pv_goes_gently(e, clock_now_ns()))
+		return e->writing_pages < PV_GENTLE_PAGES;
+	return e->nr_writes < MAX_WRITES && e->writing_pages < MAX_PAGES;
+}
+
 void pv_write_on(struct pv_engine *e)
 {
-	while (!list_empty(&e->writes_waiting) && e->nr_writes < (pv_goes_gently(e, clock_now_ns()) ? 1 : MAX_WRITES)) {
+	while (!list_empty(&e->writes_waiting) && may_write(e)) {
 		struct write_out *w = list_first(&e->writes_waiting, struct write_out, link);
 
 		list_remove(&w->link);
 		list_append(&e->writes, &w->link);
 		e->nr_writes++;
-		PROBE(write_begin, w->chunk, w->first, w->nr);
+		if (!w->done)
+			PROBE(write_begin, w->chunk, w->first, w->nr);
 		write_piece(w);
 	}
 }
@@ -107,11 +119,14 @@ static void write_out_done(struct loop_op *op, int res)
 	int err = res < 0 ? res : (unsigned)res < w->piece * PAGE_SIZE ? -EIO : 0;
 
 	w->done += w->piece;
+	e->writing_pages -= w->piece;
+	e->nr_writes--;
 	if (!err && w->done < w->nr) {
-		write_piece(w);
+		list_remove(&w->link);
+		list_prepend(&e->writes_waiting, &w->link);
+		pv_write_on(e);
 		return;
 	}
-	e->nr_writes--;
 	PROBE(write_end, w->chunk, w->first, w->nr, err);
 	if (err) {
 		if (clock_now_ns() >= e->out_not_before_ns)
