@@ -76,10 +76,21 @@ static const char *where_mapped(const struct pv_engine *e, uint64_t chunk)
 	return b->huge && e->chunks[chunk].folio ? b->huge + (chunk * PV_CHUNK_SIZE - b->off) : pv_chunk_map(e, chunk);
 }
 
+// What the guest discarded while it waited is left out: to be written, it would be allocated again. False: nothing is left.
+static bool find_piece(struct write_out *w)
+{
+	const struct pv_pages *p = pv_pages_of(w->e, w->chunk);
+
+	for (; w->done < w->nr && !bitmap_test(p->valid, w->first + w->done); w->done++)
+		bitmap_set(w->rewritten, w->first + w->done);
+	return w->done < w->nr;
+}
+
 static void write_piece(struct write_out *w)
 {
 	struct pv_engine *e = w->e;
-	unsigned left = w->nr - w->done, page = w->first + w->done;
+	unsigned page = w->first + w->done;
+	unsigned left = (unsigned)bitmap_next(pv_pages_of(e, w->chunk)->valid, w->first + w->nr, page, false) - page;
 
 	w->piece = left > PV_GENTLE_PAGES && pv_goes_gently(e, clock_now_ns()) ? PV_GENTLE_PAGES : left;
 	e->writing_pages += w->piece;
@@ -87,46 +98,12 @@ static void write_piece(struct write_out *w)
 		   w->chunk * PV_CHUNK_SIZE + page * PAGE_SIZE);
 }
 
-static bool may_write(const struct pv_engine *e)
+static void write_ended(struct write_out *w, int err)
 {
-	if (!e->nr_writes)
-		return true;
-	if (pv_goes_gently(e, clock_now_ns()))
-		return e->writing_pages < PV_GENTLE_PAGES;
-	return e->nr_writes < MAX_WRITES && e->writing_pages < MAX_PAGES;
-}
-
-void pv_write_on(struct pv_engine *e)
-{
-	while (!list_empty(&e->writes_waiting) && may_write(e)) {
-		struct write_out *w = list_first(&e->writes_waiting, struct write_out, link);
-
-		list_remove(&w->link);
-		list_append(&e->writes, &w->link);
-		e->nr_writes++;
-		if (!w->done)
-			PROBE(write_begin, w->chunk, w->first, w->nr);
-		write_piece(w);
-	}
-}
-
-static void write_out_done(struct loop_op *op, int res)
-{
-	struct write_out *w = list_entry(op, struct write_out, op);
 	struct pv_engine *e = w->e;
 	struct pv_chunk *c = &e->chunks[w->chunk];
 	struct pv_pages *p = pv_pages_of(e, w->chunk);
-	int err = res < 0 ? res : (unsigned)res < w->piece * PAGE_SIZE ? -EIO : 0;
 
-	w->done += w->piece;
-	e->writing_pages -= w->piece;
-	e->nr_writes--;
-	if (!err && w->done < w->nr) {
-		list_remove(&w->link);
-		list_prepend(&e->writes_waiting, &w->link);
-		pv_write_on(e);
-		return;
-	}
 	PROBE(write_end, w->chunk, w->first, w->nr, err);
 	if (err) {
 		if (clock_now_ns() >= e->out_not_before_ns)
@@ -156,6 +133,50 @@ static void write_out_done(struct loop_op *op, int res)
 			pv_enter_stage(e, c, PV_STANDBY, &e->standby);
 	}
 	free(w);
+}
+
+static bool may_write(const struct pv_engine *e)
+{
+	if (!e->nr_writes)
+		return true;
+	if (pv_goes_gently(e, clock_now_ns()))
+		return e->writing_pages < PV_GENTLE_PAGES;
+	return e->nr_writes < MAX_WRITES && e->writing_pages < MAX_PAGES;
+}
+
+void pv_write_on(struct pv_engine *e)
+{
+	while (!list_empty(&e->writes_waiting) && may_write(e)) {
+		struct write_out *w = list_first(&e->writes_waiting, struct write_out, link);
+
+		list_remove(&w->link);
+		list_append(&e->writes, &w->link);
+		if (!w->done)
+			PROBE(write_begin, w->chunk, w->first, w->nr);
+		if (!find_piece(w)) {
+			write_ended(w, 0);
+			continue;
+		}
+		e->nr_writes++;
+		write_piece(w);
+	}
+}
+
+static void write_out_done(struct loop_op *op, int res)
+{
+	struct write_out *w = list_entry(op, struct write_out, op);
+	struct pv_engine *e = w->e;
+	int err = res < 0 ? res : (unsigned)res < w->piece * PAGE_SIZE ? -EIO : 0;
+
+	w->done += w->piece;
+	e->writing_pages -= w->piece;
+	e->nr_writes--;
+	if (!err && w->done < w->nr) {
+		list_remove(&w->link);
+		list_prepend(&e->writes_waiting, &w->link);
+	} else {
+		write_ended(w, err);
+	}
 	pv_write_on(e);
 }
 

@@ -163,7 +163,9 @@ START_TEST(clean_pages_are_dropped)
 	// One page is written, one is stale.
 	rig_do(&r, 0, GUEST_WRITE, 1000, 1);
 	verify_all(&r);
-	ck_assert_uint_eq(rig_stats(&r).out_written, before.out_written + 1);
+	s = rig_stats(&r);
+	ck_assert_uint_le(s.out_written, before.out_written + 1);
+	ck_assert(s.out_written > before.out_written || bitmap_test(r.pages[1000 / PV_CHUNK_PAGES].valid, 1000 % PV_CHUNK_PAGES));
 	rig_end(&r);
 }
 END_TEST
@@ -237,6 +239,18 @@ START_TEST(rescue)
 }
 END_TEST
 
+// Of the first chunks those that were zapped, and have left memory since.
+static size_t nr_gone(const struct rig *r, const bool zapped[FIRST])
+{
+	uint8_t age[RAM / PV_CHUNK_SIZE];
+	size_t n = 0;
+
+	pv_engine_ages(r->e, age);
+	for (size_t i = 0; i < FIRST / PV_CHUNK_PAGES; i++)
+		n += zapped[i * PV_CHUNK_PAGES] && !age[i] && bitmap_empty(r->pages[i].valid, PV_CHUNK_PAGES);
+	return n;
+}
+
 // What goes out is the least of what is in memory, what comes in the most.
 START_TEST(ages)
 {
@@ -244,7 +258,7 @@ START_TEST(ages)
 	uint8_t age[RAM / PV_CHUNK_SIZE];
 	const size_t last = ARRAY_SIZE(age) - 1;
 	struct rig r;
-	size_t out = 0, gone = 0;
+	size_t out = 0;
 
 	rig_init(&r, NR_PAGES, 0, BUDGET);
 	rig_put(&r, last * PV_CHUNK_PAGES, PV_CHUNK_PAGES, PV_HOME_SOURCE);
@@ -265,11 +279,8 @@ START_TEST(ages)
 	r.source_hold = false;
 	rig_release_drain(&r);
 	rig_finish(&r);
-	ck_assert(rig_until(&r, rig_stats(&r).chunks_out, RIG_PATIENCE_MS));
-	pv_engine_ages(r.e, age);
-	for (size_t i = 0; i < FIRST / PV_CHUNK_PAGES; i++)
-		gone += zapped[i * PV_CHUNK_PAGES] && !age[i] && bitmap_empty(r.pages[i].valid, PV_CHUNK_PAGES);
-	ck_assert_uint_gt(gone, 0);
+	rig_do(&r, 0, GUEST_WRITE, FIRST, NR_PAGES - FIRST); // there must be room for it
+	ck_assert(rig_until(&r, nr_gone(&r, zapped), RIG_PATIENCE_MS));
 	rig_end(&r);
 }
 END_TEST
