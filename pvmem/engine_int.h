@@ -76,6 +76,7 @@ struct pv_rest {
 
 #define PV_AHEADS 16 // streams whose next pages are to be brought
 
+// A window of a stream, on its way.
 struct pv_bringing {
 	struct pv_ahead whole, left; // what is to be brought; what of it has not been asked for yet
 	bool marked;

@@ -137,7 +137,8 @@ static enum brought bring_stream(struct pv_engine *e, struct pv_bringing *b)
 {
 	uint64_t now = clock_now_ns();
 	bool sequential = b->whole.stride == 1 || b->whole.stride == -1;
-	bool gently = sequential && b->left.nr && now - e->stream_awaited_ns > PV_GENTLE_NS && pv_goes_gently(e, now) && is_of_small_pages_in_swap(e, b->left.first);
+	bool gently = sequential && b->left.nr && now - e->stream_awaited_ns > PV_GENTLE_NS && pv_goes_gently(e, now) &&
+		      is_of_small_pages_in_swap(e, b->left.first);
 
 	while (b->left.nr) {
 		if (gently && e->aheads_busy)

@@ -10,7 +10,8 @@
 //                           ^ last touched   ^ marker: its touch asks for the next  ^ next
 //
 // A touch from `last` to a little behind `next` continues a stream: behind what was brought there may be pages that were mapped before,
-// whose touches nobody sees. Windows double up to a limit. 32 streams; the one that was followed longest ago is replaced.
+// whose touches nobody sees; but one that is passed by several times in a row, with nothing of its windows touched, has ended. Windows
+// double up to a limit. 32 streams; the one that was followed longest ago is replaced.
 // No thread is known: a vCPU runs many programs.
 //
 // Where 16 pages come with a touched one, a scan is seen every 16 pages, as is an access to each 16th page. They differ in the pages

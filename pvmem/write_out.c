@@ -15,8 +15,8 @@
 
 #define MAX_GAP 8    // pages between stale ones that are written with them
 #define MIN_WHOLE 16 // stale pages for which a whole chunk is written for the first time
-#define MAX_WRITES 128                    // in flight
-#define MAX_PAGES (16 * PV_CHUNK_PAGES)   // the same
+#define MAX_WRITES 128                  // in flight
+#define MAX_PAGES (16 * PV_CHUNK_PAGES) // the same
 
 // Write-out of a run of stale pages of one chunk.
 struct write_out {
