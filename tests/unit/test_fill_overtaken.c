@@ -52,8 +52,9 @@ static void answer(struct rig *r, struct pv_source_read *rd)
 	rig_pass(r, 20);
 }
 
-// What the engine has booked is what there is.
-static void expect_books_right(struct rig *r)
+// What the engine has booked is what there is; but for pages that were brought back between the guest's word that they are discarded and the
+// end of that: these are gone once more, and found so when touched.
+static void expect_books_right(struct rig *r, bool all_touched)
 {
 	uint64_t valid = 0;
 
@@ -62,9 +63,9 @@ static void expect_books_right(struct rig *r)
 		valid += bitmap_count(r->pages[i].valid, PV_CHUNK_PAGES);
 	ck_assert_uint_eq(rig_stats(r).reads, 0);
 	ck_assert_uint_eq(rig_stats(r).charged, valid);
-	// A page that comes back between the guest's word that it is discarded and the end of that is gone once more, and found so when touched.
 	ck_assert_uint_le(rig_memory(r), valid * PAGE_SIZE);
-	ck_assert_uint_ge(rig_memory(r) + 8 * PAGE_SIZE, valid * PAGE_SIZE);
+	if (all_touched)
+		ck_assert_uint_eq(rig_memory(r), valid * PAGE_SIZE);
 }
 
 static void finish(struct rig *r)
@@ -72,10 +73,10 @@ static void finish(struct rig *r)
 	r->source_hold = r->copy_hold = false;
 	rig_finish(r);
 	expect_source_gone(r);
-	expect_books_right(r);
+	expect_books_right(r, false);
 	verify_all(r);
 	write_and_verify_all(r);
-	expect_books_right(r);
+	expect_books_right(r, true);
 	rig_end(r);
 }
 
