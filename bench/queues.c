@@ -163,14 +163,14 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: queues [--chunks N] [--queue-bits 1..%u] [--json]\n", PV_MAX_QUEUE_BITS);
 		return 2;
 	}
-	b.chunk = malloc(b.nr * sizeof *b.chunk);
+	b.chunk = aligned_alloc(2 * MiB, ROUND_UP(b.nr * sizeof *b.chunk, 2 * MiB));
 	b.order = malloc(b.nr * sizeof *b.order);
 	if (!b.chunk || !b.order) {
 		fprintf(stderr, "no memory for %lu chunks\n", b.nr);
 		return 1;
 	}
 	// As the engine does it: each step is at another place of a gigabyte.
-	madvise((void *)ROUND_UP((uintptr_t)b.chunk, PAGE_SIZE), (b.nr * sizeof *b.chunk / PAGE_SIZE - 1) * PAGE_SIZE, MADV_HUGEPAGE);
+	madvise(b.chunk, ROUND_UP(b.nr * sizeof *b.chunk, 2 * MiB), MADV_HUGEPAGE);
 	for (uint64_t i = 0; i < b.nr; i++)
 		b.order[i] = (uint32_t)i;
 	run(&b, bits, f);

@@ -85,7 +85,7 @@ struct pv_request;
 // What a pager knows of a chunk; made again by the next one.
 struct pv_chunk {
 	struct list link;            // of its queue, or of its page-out stage
-	struct pv_chunk *ahead;      // of the chunk queues: one a few places behind it, or anywhere by now; or NULL
+	struct pv_chunk *ahead[2];   // of the chunk queues: those a few places behind it, or anywhere by now; or NULL
 	struct pv_request *requests; // page-ins in flight
 	uint64_t queue : 12;         // an index of the chunk queues, which it had
 	uint64_t queue_period : 52;  // in that period
@@ -106,7 +106,7 @@ struct pv_chunk {
 	bool untouched : 1;          // since it was taken off its queue by who goes unnoticed: it goes back to where it was
 	bool folio : 1;              // some of it may be in large folios
 	bool zap_only : 1;           // it is zapped to be unmapped, and stays in memory
-};
+} __attribute__((aligned(64))); // a line of the cache: whoever comes to a chunk waits for one
 
 // The pages of a chunk, beside struct pv_pages and for this pager only.
 struct pv_maps {
@@ -115,7 +115,7 @@ struct pv_maps {
 	uint64_t sample[PV_WORDS]; // brought in unasked, and left unmapped to see whether they are used
 };
 
-_Static_assert(sizeof(struct pv_chunk) <= 64, "a chunk of 24 TB of RAM is one of 25 million");
+_Static_assert(sizeof(struct pv_chunk) == 64, "a chunk of 24 TB of RAM is one of 25 million");
 
 const char *pv_chunk_state_name(enum pv_chunk_state s);
 bool pv_chunk_may_become(enum pv_chunk_state from, enum pv_chunk_state to);

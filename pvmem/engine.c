@@ -216,12 +216,13 @@ static bool init_chunks(struct pv_engine *e)
 // Of zeros. Of large pages: an access at random costs half as much.
 static void *new_table(size_t len)
 {
-	void *p = len < HUGE_PAGE ? malloc(len) : aligned_alloc(HUGE_PAGE, ROUND_UP(len, HUGE_PAGE));
+	size_t align = len < HUGE_PAGE ? PAGE_SIZE : HUGE_PAGE;
+	void *p = aligned_alloc(align, ROUND_UP(len, align));
 
 	if (!p)
 		return NULL;
-	if (len >= HUGE_PAGE)
-		madvise(p, ROUND_UP(len, HUGE_PAGE), MADV_HUGEPAGE);
+	if (align == HUGE_PAGE)
+		madvise(p, ROUND_UP(len, align), MADV_HUGEPAGE);
 	return memset(p, 0, len);
 }
 

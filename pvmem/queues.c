@@ -72,17 +72,21 @@ unsigned pv_queues_index(const struct pv_queues *q, const struct pv_chunk *c)
 
 static void leave_hint(struct pv_queues *q, struct pv_chunk *c, unsigned index)
 {
-	struct pv_chunk **before = &q->recent[index][q->next_recent[index]++ % PV_QUEUE_AHEAD];
+	unsigned last = q->next_recent[index]++;
+	struct pv_chunk **before = &q->recent[index][last % PV_QUEUE_AHEAD];
+	struct pv_chunk *near = q->recent[index][(last + PV_QUEUE_AHEAD / 2) % PV_QUEUE_AHEAD];
 
 	if (*before)
-		(*before)->ahead = c;
+		(*before)->ahead[0] = c;
+	if (near)
+		near->ahead[1] = c;
 	*before = c;
 }
 
 static void take_hint(const struct pv_chunk *c)
 {
-	if (c->ahead)
-		__builtin_prefetch(c->ahead, 1);
+	__builtin_prefetch(c->ahead[0], 1);
+	__builtin_prefetch(c->ahead[1], 1);
 }
 
 void pv_queues_add_at(struct pv_queues *q, struct pv_chunk *c, unsigned index)

@@ -18,8 +18,9 @@
 // bitmap of two levels, 64 x 64 bits: the oldest chunk is two steps away.
 //
 // A walk along a list of chunks that lie anywhere in a gigabyte waits for memory at each step, since the address of the next but
-// one is not known before the next one is here. So a chunk has a second pointer, to the one that was appended PV_QUEUE_AHEAD later.
-// That one is fetched early. It is a hint: nothing else is ever done with it.
+// one is not known before the next one is here. So a chunk has two more pointers, to those that were appended PV_QUEUE_AHEAD later, and half
+// as many. These are fetched early. They are hints: nothing else is ever done with them. Two, since every other chunk has lost one by the
+// time that it is a victim: who had it was accessed again, or whom it names.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
