@@ -19,6 +19,7 @@ static const struct level {
 };
 
 #define CHUNK_MEMORY  8 // so many samples weigh as much as all before
+#define DOUBT_MEMORY  2 // the same, where the rest of memory says otherwise
 #define GLOBAL_MEMORY 64
 
 void pv_adapt_init(struct pv_adapt *a)
@@ -81,7 +82,7 @@ void pv_adapt_learn(struct pv_adapt *a, struct pv_history *h, enum pv_window w, 
 		return;
 	worth = worth_it(a, *known, level);
 	share = *known ? (*known & SHARE_MAX) * ONE / SHARE_MAX : a->share[level];
-	share = blend(share, sampled, used, CHUNK_MEMORY);
+	share = blend(share, sampled, used, worth && !a->worth[level] ? DOUBT_MEMORY : CHUNK_MEMORY);
 	if (!worth)
 		a->yield[level] = blend(a->yield[level], sampled, used, GLOBAL_MEMORY);
 	a->share[level] = blend(a->share[level], sampled, used, GLOBAL_MEMORY);

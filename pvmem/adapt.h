@@ -8,7 +8,9 @@
 //      PAGE  --- the block's other pages are used --->  BLOCK  --- the chunk's, too --->  CHUNK
 //            <--- not, or pushed out before ----------         <--- not ------------
 //
-// Each chunk has its own shares of pages used, by size of window; a chunk of which nothing is known goes by those of all. One size
+// Each chunk has its own shares of pages used, by size of window; a chunk of which nothing is known goes by those of all, and one that had
+// use of a window where others have none gives that up sooner. While memory is short, blocks of which nothing was used count before their
+// chunk leaves, when some more of it are missed: what was right when memory was filled is so forgotten in seconds. One size
 // larger is tried now and then, and the more often the more the last ones tried have yielded: so a guest that changes its ways is
 // followed in a few passes, and single pages cost next to nothing more. Where most of what is touched at random is in memory, what comes
 // unasked is often touched before it leaves; the more of it comes, the sooner it leaves, so this ends in a mixture of sizes, a tenth

@@ -294,6 +294,8 @@ void pv_drain_timer_done(struct loop_op *op, int res);
 // Punches standby chunks, at most so many, until so many pages are free. False: there are not enough.
 bool pv_make_free(struct pv_engine *e, uint64_t pages, unsigned max);
 void pv_zap_poll_done(struct loop_op *op, int res);
+// What came unasked, was left unmapped to see, and still is: it was of no use.
+void pv_learn_unused(struct pv_engine *e, uint64_t chunk);
 // Begins to unmap a resident chunk; only: and nothing else. To be followed by mm_zap_submit(). 0, -EBUSY: not now, or why this one
 // cannot be zapped.
 int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only);

@@ -10,6 +10,7 @@
 #define FEW_EMPTY 64   // pages, that come with a whole chunk so that it can be one folio
 #define SAMPLE_BLOCK 16 // of so many pages that come unasked one is left unmapped, to see whether it is used
 #define SAMPLE_CHUNK 32 // the same, with a whole chunk
+#define MANY_UNUSED 4   // blocks of a chunk of which nothing was used, it seems: something else of it is missed
 #define FEW_PUNCHES 2 // chunks that are punched at once for more than the touched page: it waits for them
 #define DELAY_TICK_NS NSEC_PER_MSEC
 #define LONG_DRAIN_NS NSEC_PER_SEC
@@ -45,8 +46,14 @@ static void keep_readable(const struct pv_engine *e, uint64_t chunk, unsigned pa
 	}
 }
 
+// What a chunk was worth before, and is not any more, costs others their place as long as memory is short: that need not wait for its leaving.
 static enum pv_window window_of(struct pv_engine *e, uint64_t chunk)
 {
+	bool short_of_memory = e->sampling.periods_left;
+
+	if (short_of_memory && e->chunks[chunk].window == PV_WINDOW_BLOCK &&
+	    bitmap_count(pv_maps_of(e, chunk)->sample, PV_CHUNK_PAGES) >= MANY_UNUSED)
+		pv_learn_unused(e, chunk);
 	return e->o.tuning.method == PV_METHOD_ADAPTIVE ? pv_adapt_window(&e->adapt, &e->chunks[chunk].history) : PV_WINDOW_CHUNK;
 }
 

@@ -264,8 +264,7 @@ void pv_zap_poll_done(struct loop_op *op, int res)
 		log_err("cannot wait for zaps: %s; nothing is paged out any more", strerror(-res));
 }
 
-// What came unasked, was left unmapped to see, and still is: it was of no use.
-static void learn(struct pv_engine *e, uint64_t chunk)
+void pv_learn_unused(struct pv_engine *e, uint64_t chunk)
 {
 	struct pv_maps *m = pv_maps_of(e, chunk);
 	unsigned unused = (unsigned)bitmap_count(m->sample, PV_CHUNK_PAGES);
@@ -299,7 +298,7 @@ int pv_zap(struct pv_engine *e, struct pv_chunk *c, bool only)
 	if (only)
 		return 0;
 	e->sampling.zaps++;
-	learn(e, chunk);
+	pv_learn_unused(e, chunk);
 	memcpy(pv_maps_of(e, chunk)->out, pv_pages_of(e, chunk)->valid, sizeof pv_maps_of(e, chunk)->out);
 	c->out_pages = (uint16_t)bitmap_count(pv_maps_of(e, chunk)->out, PV_CHUNK_PAGES);
 	count_out(e, c, c->out_pages);

@@ -431,6 +431,27 @@ START_TEST(accounted_to_its_size)
 }
 END_TEST
 
+// What a chunk had once is not held for long against what all others say; by itself it is.
+START_TEST(alone_in_its_opinion)
+{
+	struct pv_adapt a;
+	struct pv_history h = { 0 };
+
+	pv_adapt_init(&a);
+	for (unsigned i = 0; i < 40; i++)
+		pv_adapt_learn(&a, &h, PV_WINDOW_BLOCK, 1, 1);
+	if (_i)
+		for (unsigned i = 0; i < 100; i++) {
+			struct pv_history other = { 0 };
+
+			pv_adapt_learn(&a, &other, PV_WINDOW_BLOCK, 8, 0);
+		}
+	ck_assert_uint_eq(pv_adapt_known(&a, &h), PV_WINDOW_BLOCK);
+	pv_adapt_learn(&a, &h, PV_WINDOW_BLOCK, 5, 0);
+	ck_assert_uint_eq(pv_adapt_known(&a, &h), _i ? PV_WINDOW_PAGE : PV_WINDOW_BLOCK);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("adapt");
@@ -443,6 +464,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, a_chunk_knows_better);
 	tcase_add_test(t, accounted_to_its_size);
+	tcase_add_loop_test(t, alone_in_its_opinion, 0, 2);
 	tcase_add_loop_test(t, near_the_best_of_a_third, 0, ARRAY_SIZE(patterns));
 	tcase_add_loop_test(t, near_the_best_of_three_quarters, 0, ARRAY_SIZE(patterns));
 	tcase_add_loop_test(t, changes_over, 0, ARRAY_SIZE(patterns));

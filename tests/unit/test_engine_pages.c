@@ -204,6 +204,32 @@ START_TEST(sample_that_is_used)
 }
 END_TEST
 
+#define NR_MISSED_CHUNKS 12
+
+// A page here and there is missed, and nothing beside it. While memory is short, this is learnt of a chunk that has not left yet; where all
+// of it fits, what comes beside a page costs nobody his place.
+START_TEST(blocks_of_no_use)
+{
+	bool fits = _i;
+	struct pv_stats before, s;
+	struct rig r;
+
+	start_with(&r, 0, (fits ? NR_CHUNKS : 2 * NR_MISSED_CHUNKS) * MiB);
+	r.no_ticks = true; // so that memory stays short
+	rig_do(&r, 0, GUEST_VERIFY, NR_MISSED_CHUNKS * PV_CHUNK_PAGES, NR_PAGES - NR_MISSED_CHUNKS * PV_CHUNK_PAGES);
+	before = rig_stats(&r);
+	for (uint64_t i = 0; i < NR_MISSED_CHUNKS * PV_CHUNK_PAGES / BLOCK_PAGES * 4; i++)
+		rig_do(&r, 0, GUEST_VERIFY, guest_mix(i) % (NR_MISSED_CHUNKS * PV_CHUNK_PAGES) / BLOCK_PAGES * BLOCK_PAGES + 5, 1);
+	s = rig_stats(&r);
+	if (fits)
+		ck_assert_uint_eq(s.windows[PV_WINDOW_PAGE], before.windows[PV_WINDOW_PAGE]);
+	else
+		ck_assert_uint_ge(s.windows[PV_WINDOW_PAGE] - before.windows[PV_WINDOW_PAGE], NR_MISSED_CHUNKS);
+	verify_all(&r);
+	rig_end(&r);
+}
+END_TEST
+
 // Many pages at a time are read into a buffer first. What the guest gives back meanwhile is not there afterwards; the engine hears of it
 // before the read has ended, or behind.
 START_TEST(discard_while_read_into_a_buffer)
@@ -345,6 +371,7 @@ int main(void)
 	add(s, hot_set_and_a_scan, 4);
 	add(s, sample_that_is_waited_for, 1);
 	add(s, sample_that_is_used, 1);
+	add(s, blocks_of_no_use, 2);
 	add(s, discard_while_read_into_a_buffer, 2);
 	add(s, bridged_write, PV_NR_METHODS + 1);
 	add(s, bridged_write_that_fails, PV_NR_METHODS);
