@@ -106,6 +106,10 @@ asan: deps ## build with the address and undefined-behaviour sanitizers; run the
 	$(Q)$(MAKE) VARIANT=asan all unit
 	$(Q)python3 -B tests/check.py --long unit:asan zdtm:asan
 
+tsan: deps ## build with the thread sanitizer; run the unit tests
+	$(Q)$(MAKE) VARIANT=tsan unit
+	$(Q)python3 -B tests/check.py --long unit:tsan
+
 damage: deps ## checkpoints with thousands of flipped bits and truncations: verify and restore find them all
 	$(Q)$(MAKE) all guests
 	$(Q)python3 -B tests/checkpoints.py --build $(B) --places 2000 -k damage
@@ -150,4 +154,4 @@ clean: ## remove everything built
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS='	' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
 
-.PHONY: all deps demo check damage asan zdtm migration soak bench-paging lint install clean help unit platform faulty life
+.PHONY: all deps demo check damage asan tsan zdtm migration soak bench-paging lint install clean help unit platform faulty life

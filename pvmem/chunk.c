@@ -78,6 +78,8 @@ void pv_pages_of_home(const struct pv_pages *p, enum pv_home home, uint64_t map[
 
 // What is after it is not brought before it: for who reads this after us, and for who reads it meanwhile.
 #define KEEP_ORDER() atomic_thread_fence(memory_order_acq_rel)
+// Whole words: of each, who reads it meanwhile finds what it was or what it is.
+#define SET_WORD(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
 
 void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum pv_home home)
 {
@@ -85,11 +87,11 @@ void pv_pages_set_home(struct pv_pages *p, const uint64_t which[PV_WORDS], enum 
 
 	if (home != PV_HOME_NONE)
 		for (unsigned w = 0; w < PV_WORDS; w++)
-			homes[home][w] |= which[w];
+			SET_WORD(homes[home][w], homes[home][w] | which[w]);
 	for (enum pv_home h = PV_HOME_SOURCE; h != PV_HOME_NONE; h--) { // the one that is meant is cleared last
 		KEEP_ORDER();
 		for (unsigned w = 0; h != home && w < PV_WORDS; w++)
-			homes[h][w] &= ~which[w];
+			SET_WORD(homes[h][w], homes[h][w] & ~which[w]);
 	}
 	KEEP_ORDER();
 }
@@ -98,7 +100,7 @@ void pv_pages_set_valid(struct pv_pages *p, const uint64_t which[PV_WORDS], bool
 {
 	KEEP_ORDER();
 	for (unsigned w = 0; w < PV_WORDS; w++)
-		p->valid[w] = valid ? p->valid[w] | which[w] : p->valid[w] & ~which[w];
+		SET_WORD(p->valid[w], valid ? p->valid[w] | which[w] : p->valid[w] & ~which[w]);
 	KEEP_ORDER();
 }
 

@@ -23,7 +23,7 @@ static struct {
 	void *hear_ctx;
 } state = { .fd = STDERR_FILENO, .max = LOG_WARN, .repeats = true };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of the last error
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of the last error, and repeats
 static pthread_mutex_t hearing = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *const level_word[] = { "error: ", "warning: ", "", "debug: " };
@@ -58,7 +58,9 @@ void log_init(int fd, enum log_level max, const char *prefix, bool timestamps)
 
 void log_no_repeats(void)
 {
+	pthread_mutex_lock(&lock);
 	state.repeats = false;
+	pthread_mutex_unlock(&lock);
 }
 
 enum log_level log_max(void)

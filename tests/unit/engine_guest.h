@@ -117,8 +117,9 @@ static inline bool guest_acquire(struct guest *g, size_t page)
 
 static inline void guest_release(struct guest *g, size_t page, uint64_t seed, uint64_t other)
 {
-	g->seed[page] = seed;
-	g->other[page] = other;
+	// Who reads looks at seq again.
+	__atomic_store_n(&g->seed[page], seed, __ATOMIC_RELAXED);
+	__atomic_store_n(&g->other[page], other, __ATOMIC_RELAXED);
 	atomic_fetch_add(&g->seq[page], 1);
 }
 
@@ -136,11 +137,11 @@ static inline void guest_verify(struct guest *g, size_t page)
 static inline bool guest_read(struct guest *g, size_t page)
 {
 	uint32_t seq = atomic_load(&g->seq[page]);
-	uint64_t seed = g->seed[page], copy[WORDS];
+	uint64_t seed = __atomic_load_n(&g->seed[page], __ATOMIC_RELAXED), copy[WORDS];
 
 	if (seq & 1)
 		return false;
-	if (g->other[page]) {
+	if (__atomic_load_n(&g->other[page], __ATOMIC_RELAXED)) {
 		if (!guest_acquire(g, page))
 			return false;
 		guest_verify(g, page);
