@@ -264,11 +264,11 @@ START_TEST(ages)
 	rig_put(&r, last * PV_CHUNK_PAGES, PV_CHUNK_PAGES, PV_HOME_SOURCE);
 	rig_start(&r);
 	pv_engine_run(r.e);
+	r.source_hold = true; // from here on: a stream may come so far ahead, and what is in memory of it go out again
 	write_until_drain_is_held(&r);
 	ck_assert_uint_gt(zapped_pages(&r, 0, FIRST, zapped), 0);
 	while (!zapped[out * PV_CHUNK_PAGES])
 		out++;
-	r.source_hold = true;
 	rig_order(&r, 1, GUEST_VERIFY, last * PV_CHUNK_PAGES, 1);
 	ck_assert(rig_until(&r, !list_empty(&r.source_queue), RIG_PATIENCE_MS));
 	pv_engine_ages(r.e, age);
