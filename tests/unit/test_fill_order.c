@@ -29,6 +29,7 @@ START_TEST(by_hotness)
 	struct rig r;
 
 	rig_init(&r, NR_PAGES, 0, NR_PAGES * PAGE_SIZE);
+	r.no_ticks = true; // what was accessed longer ago by one comes later
 	rig_put(&r, 0, NR_PAGES, PV_HOME_SOURCE);
 	rig_put(&r, 5 * 256 + 7, 1, PV_HOME_NONE);
 	r.hotness = hotness;
