@@ -43,6 +43,47 @@ int qmp_bad_message(struct qmp *q, const char *why)
 	return break_off(q, -EPROTO);
 }
 
+// ---- what the socket has
+
+// The other side has closed: perhaps because it ends, which the one who watches is told.
+static int closed(struct qmp *q)
+{
+	struct pollfd p = { .fd = q->watch_fd, .events = POLLIN };
+
+	return break_off(q, q->watch_fd >= 0 && poll(&p, 1, ENDING_MS) > 0 ? -ESRCH : -EPIPE);
+}
+
+// What is there now. -EAGAIN if nothing.
+static int receive_bytes(struct qmp *q)
+{
+	const char *newline;
+	ssize_t n;
+
+	if (q->len >= MESSAGE_MAX)
+		return qmp_bad_message(q, "a message of more than 16 MiB");
+	if (q->room < q->len + READ_STEP) {
+		size_t room = q->room ? q->room * 2 : 2 * READ_STEP;
+		char *bigger = realloc(q->buf, room);
+
+		if (!bigger)
+			return -ENOMEM;
+		q->buf = bigger;
+		q->room = room;
+	}
+	do
+		n = recv(q->fd, q->buf + q->len, READ_STEP, MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && errno == EAGAIN)
+		return -EAGAIN;
+	if (n <= 0)
+		return closed(q);
+	newline = memrchr(q->buf + q->len, '\n', (size_t)n);
+	q->len += (size_t)n;
+	if (newline)
+		q->lines = (size_t)(newline + 1 - q->buf);
+	return 0;
+}
+
 // ---- sending
 
 int qmp_wait(struct qmp *q, short events, uint64_t deadline)
@@ -67,12 +108,14 @@ int qmp_wait(struct qmp *q, short events, uint64_t deadline)
 	}
 }
 
-// The other side has closed: perhaps because it ends, which the one who watches is told.
-static int closed(struct qmp *q)
+// An ending QEMU may have said why, and this is still there to be read.
+static int cannot_send(struct qmp *q)
 {
-	struct pollfd p = { .fd = q->watch_fd, .events = POLLIN };
+	int ret;
 
-	return break_off(q, q->watch_fd >= 0 && poll(&p, 1, ENDING_MS) > 0 ? -ESRCH : -EPIPE);
+	while (!(ret = receive_bytes(q)))
+		;
+	return ret == -EAGAIN ? closed(q) : break_off(q, ret);
 }
 
 // Part of a command sent would garble the next: anything but all of it breaks the connection off.
@@ -105,7 +148,7 @@ static int send_text(struct qmp *q, const char *text, size_t len, int fd, uint64
 			continue;
 		}
 		if (n < 0)
-			return closed(q);
+			return cannot_send(q);
 		fd = -1; // travels with the first byte
 		text += n;
 		len -= (size_t)n;
@@ -134,37 +177,6 @@ static int send_command(struct qmp *q, const char *cmd, json_t *args, int64_t id
 }
 
 // ---- receiving
-
-// What is there now. -EAGAIN if nothing.
-static int receive_bytes(struct qmp *q)
-{
-	const char *newline;
-	ssize_t n;
-
-	if (q->len >= MESSAGE_MAX)
-		return qmp_bad_message(q, "a message of more than 16 MiB");
-	if (q->room < q->len + READ_STEP) {
-		size_t room = q->room ? q->room * 2 : 2 * READ_STEP;
-		char *bigger = realloc(q->buf, room);
-
-		if (!bigger)
-			return -ENOMEM;
-		q->buf = bigger;
-		q->room = room;
-	}
-	do
-		n = recv(q->fd, q->buf + q->len, READ_STEP, MSG_DONTWAIT);
-	while (n < 0 && errno == EINTR);
-	if (n < 0 && errno == EAGAIN)
-		return -EAGAIN;
-	if (n <= 0)
-		return closed(q);
-	newline = memrchr(q->buf + q->len, '\n', (size_t)n);
-	q->len += (size_t)n;
-	if (newline)
-		q->lines = (size_t)(newline + 1 - q->buf);
-	return 0;
-}
 
 // QEMU has unsigned numbers of 64 bits, this library none: what ends at this place becomes a real number of the same length.
 static bool make_real(char *text, size_t end)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -345,6 +346,30 @@ START_TEST(qemu_ends)
 }
 END_TEST
 
+// What it said before it ended is told also when that is noticed by a command that cannot be sent.
+START_TEST(ended_before_it_was_asked)
+{
+	struct server s;
+	struct qmp_msg m;
+	struct qmp *q;
+
+	OPEN(s, q, { .say = EVENT("STOP") EVENT("SHUTDOWN") });
+	ck_assert_int_eq(poll(&(struct pollfd){ .fd = qmp_fd(q), .events = POLLHUP }, 1, PATIENCE_MS), 1);
+	if (_i)
+		ck_assert_int_eq(qmp_call(q, "x", NULL, NULL), -EPIPE);
+	else
+		ck_assert_int_eq(qmp_send(q, "x", NULL, 1), -EPIPE);
+	ck_assert_int_eq(qmp_receive(q, &m), 0);
+	ck_assert_str_eq(m.text, "STOP");
+	qmp_msg_fini(&m);
+	ck_assert_int_eq(qmp_receive(q, &m), 0);
+	ck_assert_str_eq(m.text, "SHUTDOWN");
+	qmp_msg_fini(&m);
+	ck_assert_int_eq(qmp_receive(q, &m), -EPIPE);
+	stop(&s, q);
+}
+END_TEST
+
 static const char *const garbage[] = {
 	"what?\r\n",
 	"{\"return\": {}}\r\n",
@@ -600,6 +625,7 @@ int main(void)
 	tcase_add_test(t, late_answer);
 	tcase_add_test(t, call_given_up);
 	tcase_add_test(t, qemu_ends);
+	tcase_add_loop_test(t, ended_before_it_was_asked, 0, 2);
 	tcase_add_loop_test(t, bad_answer, 0, ARRAY_SIZE(garbage));
 	tcase_add_test(t, endless_answer);
 	tcase_add_test(t, large_answer);
