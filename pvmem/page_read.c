@@ -2,7 +2,9 @@
 // Pages are read into the memfd, and mapped when they have come.
 //
 // Where to. A folio of 1 MiB for a chunk that comes in whole, where the host has them (folio.h). Else straight into the memfd by its
-// mapping of small pages; but many pages at a time cost a third less by a buffer and a write() than by page faults of the read.
+// mapping of small pages. Of many pages at a time the faults of such a read are most of what a page-in costs: a thread of the kernel's
+// takes them, and this one maps meanwhile what has come before. By a buffer and a write() they cost a third less in all, but of
+// this thread's time: so it is done while there is writing, which wants the CPUs, too.
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -14,7 +16,7 @@
 #include "util/log.h"
 
 #define RETRY_NS (NSEC_PER_SEC / 2) // between attempts to read what can't be read
-#define BOUNCE_PAGES 64             // a run of so many goes by a buffer
+#define MANY_PAGES 64               // a run of so many is read apart, or goes by a buffer
 
 void pv_pages_in_flight(const struct pv_chunk *c, uint64_t map[PV_WORDS])
 {
@@ -260,6 +262,7 @@ static int take_bounce(struct pv_engine *e)
 static void request_new(struct pv_engine *e, const struct pv_reading *rd, enum pv_home from, const uint64_t pages[PV_WORDS])
 {
 	struct pv_request *r = pv_alloc(sizeof *r);
+	bool many = from == PV_HOME_SWAP && rd->dest == pv_chunk_map(e, rd->chunk) && bitmap_count(pages, PV_CHUNK_PAGES) >= MANY_PAGES;
 
 	r->e = e;
 	r->chunk = rd->chunk;
@@ -276,8 +279,8 @@ static void request_new(struct pv_engine *e, const struct pv_reading *rd, enum p
 		r->leave[w] = rd->leave[w] & pages[w];
 	}
 	r->dest = rd->dest;
-	r->bounce = from == PV_HOME_SWAP && bitmap_count(pages, PV_CHUNK_PAGES) >= BOUNCE_PAGES && rd->dest == pv_chunk_map(e, rd->chunk) ?
-		    take_bounce(e) : -1;
+	r->op.apart = many && !e->nr_writes;
+	r->bounce = many && e->nr_writes ? take_bounce(e) : -1;
 	if (r->bounce >= 0)
 		r->dest = e->bounce[r->bounce];
 	r->next = e->chunks[rd->chunk].requests;

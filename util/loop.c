@@ -97,6 +97,8 @@ void loop_read(struct loop *l, struct loop_op *op, int fd, void *buf, size_t len
 	struct io_uring_sqe *sqe = get_io_sqe(l, op);
 
 	io_uring_prep_read(sqe, fd, buf, (unsigned)len, off);
+	if (op->apart)
+		io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
 	finish(sqe, op);
 }
 

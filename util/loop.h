@@ -29,7 +29,9 @@ struct loop_op {
 	// res as io_uring gives it: a count or -errno. The op is free for use again, or for being freed, when it is called.
 	void (*done)(struct loop_op *op, int res);
 	bool busy;    // submitted, done not called yet: owned by the loop
-	bool awaited; // set by whoever owns it before it is submitted: somebody waits for it, so it may be looked for
+	// Set by whoever owns it before it is submitted:
+	bool awaited; // somebody waits for it, so it may be looked for
+	bool apart;   // a read: it is begun by a thread of the kernel's, for that takes long where pages have to be allocated
 };
 
 struct loop_timer {
