@@ -88,57 +88,60 @@ include tests/fuzz/fuzz.mk
 include tests/nested/nested.mk
 include bench/bench.mk
 
+# Unless it is said how many.
+JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
+
 # Packages first, and the building in a make of its own: it asks tools that come with them.
 deps: ## install the Debian packages that building and testing need, or say which
 	$(Q)tests/deps.sh
 
 demo: deps ## a Linux VM is dumped, and restored into a quarter of its memory
-	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) $(JOBS) all guests
 	$(Q)python3 -B tests/demo.py --build $(B)
 
 check: deps ## build and run the tests
-	$(Q)$(MAKE) all unit platform faulty guests
-	$(Q)$(MAKE) VARIANT=asan all unit fuzzers
+	$(Q)$(MAKE) $(JOBS) all unit platform faulty guests
+	$(Q)$(MAKE) $(JOBS) VARIANT=asan all unit fuzzers
 	$(Q)python3 -B tests/check.py docs unit platform misuse now checkpoints compat life migration zdtm unit:asan fuzz:asan zdtm:asan
 
 asan: deps ## build with the address and undefined-behaviour sanitizers; run the unit tests and a restore
-	$(Q)$(MAKE) all guests
-	$(Q)$(MAKE) VARIANT=asan all unit
+	$(Q)$(MAKE) $(JOBS) all guests
+	$(Q)$(MAKE) $(JOBS) VARIANT=asan all unit
 	$(Q)python3 -B tests/check.py --long unit:asan zdtm:asan
 
 tsan: deps ## build with the thread sanitizer; run the unit tests
-	$(Q)$(MAKE) VARIANT=tsan unit
+	$(Q)$(MAKE) $(JOBS) VARIANT=tsan unit
 	$(Q)python3 -B tests/check.py --long unit:tsan
 
 damage: deps ## checkpoints with thousands of flipped bits and truncations: verify and restore find them all
-	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) $(JOBS) all guests
 	$(Q)python3 -B tests/checkpoints.py --build $(B) --places 2000 -k damage
 
 zdtm: deps ## all guests through all flavours
-	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) $(JOBS) all guests
 	$(Q)python3 -B tests/zdtm/zdtm.py run
 
 life: deps ## all of what becomes of a VM when a part of it fails
-	$(Q)$(MAKE) all faulty guests
+	$(Q)$(MAKE) $(JOBS) all faulty guests
 	$(Q)python3 -B tests/life.py --build $(B) --long
 
 migration: deps ## every fault at every stage of a migration, the wire cut anywhere, twenty moves to and fro
-	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) $(JOBS) all guests
 	$(Q)python3 -B tests/migration.py --build $(B) --long
 
 bench-paging: ## memory that does not fit, beside the kernel's swap and the disk itself; takes hours
 	$(Q)tests/deps.sh bench
-	$(Q)$(MAKE) all guests $(BENCH_PAGING)
-	$(Q)$(MAKE) B=$(B)/no-drain CPPFLAGS=-DBENCH_NO_DRAIN all
+	$(Q)$(MAKE) $(JOBS) all guests $(BENCH_PAGING)
+	$(Q)$(MAKE) $(JOBS) B=$(B)/no-drain CPPFLAGS=-DBENCH_NO_DRAIN all
 	$(Q)python3 -B bench/paging.py --build $(B)
 
 soak: deps ## an hour of verifying guests under random budgets and pressure
-	$(Q)$(MAKE) all guests
+	$(Q)$(MAKE) $(JOBS) all guests
 	$(Q)python3 -B tests/soak.py --build $(B)
 
 lint: ## clang-tidy, cppcheck, shellcheck
 	$(Q)tests/deps.sh lint
-	$(Q)$(MAKE) $(GEN)
+	$(Q)$(MAKE) $(JOBS) $(GEN)
 	$(Q)tests/lint.sh
 
 install: all ## install into DESTDIR and PREFIX
