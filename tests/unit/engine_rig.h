@@ -18,6 +18,7 @@
 #include "mm/zap.h"
 #include "pvmem/engine.h"
 #include "pvmem/warm.h"
+#include "skip.h"
 #include "util/clock.h"
 #include "util/io_ring.h"
 #include "util/loop.h"
@@ -486,6 +487,13 @@ static inline void rig_new_engine(struct rig *r)
 	loop_watch(&r->loop, &r->watch);
 	rig_listen(r);
 }
+
+// Ends a case that needs a way to zap which this host does not have.
+#define SKIP_UNLESS_ZAP(method)                                                                                                    \
+	do {                                                                                                                       \
+		if ((method) == MM_ZAP_PAGEOUT && host_has_swap())                                                                 \
+			SKIP_CASE("this host has swap: no zapping without a ring");                                                \
+	} while (0)
 
 static inline void rig_new_zapper(struct rig *r)
 {

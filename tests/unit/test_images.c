@@ -8,6 +8,7 @@
 
 #include "images/show.h"
 #include "tests/unit/images_fixture.h"
+#include "tests/unit/skip.h"
 #include "util/bitmap.h"
 
 static void base_on_disk(void)
@@ -365,9 +366,8 @@ START_TEST(full_disk)
 	int ret;
 
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", tmp, "tmpfs", 0, "size=10M")) {
-		fprintf(stderr, "full_disk: skipped, a tmpfs cannot be mounted here\n");
 		free(r.data);
-		return;
+		SKIP_CASE("a tmpfs cannot be mounted here");
 	}
 	fill_random(r.data, r.len);
 	w = writer_open(dir, NULL, _i);

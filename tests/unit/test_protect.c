@@ -7,6 +7,7 @@
 #include "mm/read.h"
 #include "mm/uffd.h"
 #include "tests/unit/memory_child.h"
+#include "tests/unit/skip.h"
 #include "util/bitmap.h"
 #include "util/log.h"
 
@@ -126,9 +127,8 @@ START_TEST(as_it_was)
 	if (_i == PRIVATE_FILE)
 		return; // refused
 	if (!memory_start(&c, (enum memory)_i, LEN)) {
-		printf("skip: no huge pages here\n");
 		memory_stop(&c);
-		return;
+		SKIP_CASE("no huge pages here");
 	}
 	c.box->rate = 300000;
 	memory_tell(&c, REWRITE, 0, PAGES / 2);

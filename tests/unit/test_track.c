@@ -8,6 +8,7 @@
 #include "mm/uapi.h"
 #include "mm/uffd.h"
 #include "tests/unit/memory_child.h"
+#include "tests/unit/skip.h"
 #include "util/bitmap.h"
 #include "util/log.h"
 
@@ -101,9 +102,8 @@ START_TEST(increments)
 	struct copy c = { 0 };
 
 	if (!memory_start(&c.child, (enum memory)_i, LEN)) {
-		printf("skip: no huge pages here\n");
 		memory_stop(&c.child);
-		return;
+		SKIP_CASE("no huge pages here");
 	}
 	srand((unsigned)_i + 1);
 	some_orders(&c, 20);
