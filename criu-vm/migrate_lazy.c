@@ -134,16 +134,25 @@ static void note_committed(struct migrate *m)
 		wire_send_plain(m->control, offsetof(WireMsg, done));
 }
 
+static void note_served(struct migrate *m, const struct provided *all)
+{
+	m->result->served_pages = all->pages;
+	m->result->served_zero_pages = all->zero_pages;
+	m->result->served_bytes = all->bytes;
+}
+
 static int end_here(struct migrate *m)
 {
 	int r = source_end(&m->src);
+	struct provided all;
 
 	source_dismiss_guardian(&m->src);
 	if (r)
 		return r;
 	migration_source_remove(m->token);
 	tracked_remove(m->o->run_root, m->src.vm->pid);
-	lines_over(steal_ptr(&m->lines));
+	lines_over(steal_ptr(&m->lines), &all);
+	note_served(m, &all);
 	return 0;
 }
 
@@ -162,9 +171,7 @@ int migrate_end_lazily(struct migrate *m, int ran)
 	r = migrate_serve(&o, &served);
 	m->result->lazy = true;
 	m->result->served = served.state;
-	m->result->served_pages = served.provided.pages;
-	m->result->served_zero_pages = served.provided.zero_pages;
-	m->result->served_bytes = served.provided.bytes;
+	note_served(m, &served.provided);
 	if (r == -EINTR)
 		migrate_say_unfinished(&m->record, served.provided.missing);
 	if (r)

@@ -378,6 +378,15 @@ void lines_wait_change(struct lines *l, unsigned ms)
 	pthread_mutex_unlock(&l->lock);
 }
 
+static struct provided provided_by(const struct lines *l)
+{
+	return (struct provided){ .pages = __atomic_load_n(&l->provided.pages, __ATOMIC_RELAXED),
+				  .zero_pages = __atomic_load_n(&l->provided.zero_pages, __ATOMIC_RELAXED),
+				  .bytes = __atomic_load_n(&l->provided.bytes, __ATOMIC_RELAXED),
+				  .missing = __atomic_load_n(&l->provided.missing, __ATOMIC_RELAXED),
+				  .failed = __atomic_load_n(&l->provided.failed, __ATOMIC_RELAXED) };
+}
+
 void lines_status(struct lines *l, struct lines_status *s)
 {
 	const char *trouble = NULL;
@@ -395,18 +404,12 @@ void lines_status(struct lines *l, struct lines_status *s)
 	else if (trouble)
 		snprintf(s->trouble, sizeof s->trouble, "%.60s: %s", l->host, trouble);
 	pthread_mutex_unlock(&l->lock);
-	s->provided.pages = __atomic_load_n(&l->provided.pages, __ATOMIC_RELAXED);
-	s->provided.zero_pages = __atomic_load_n(&l->provided.zero_pages, __ATOMIC_RELAXED);
-	s->provided.bytes = __atomic_load_n(&l->provided.bytes, __ATOMIC_RELAXED);
-	s->provided.missing = __atomic_load_n(&l->provided.missing, __ATOMIC_RELAXED);
-	s->provided.failed = __atomic_load_n(&l->provided.failed, __ATOMIC_RELAXED);
+	s->provided = provided_by(l);
 }
 
 // A thread that answers is woken, unless it is to say something yet.
-static void end(struct lines *l, bool over)
+static void end(struct lines *l, bool over, struct provided *all)
 {
-	if (!l)
-		return;
 	pthread_mutex_lock(&l->lock);
 	l->over = over;
 	__atomic_store_n(&l->ending, true, __ATOMIC_RELAXED);
@@ -417,18 +420,21 @@ static void end(struct lines *l, bool over)
 	pthread_mutex_unlock(&l->lock);
 	for (unsigned i = 0; i < l->nr_started; i++)
 		pthread_join(l->line[i].thread, NULL);
+	if (all)
+		*all = provided_by(l);
 	free(l->line);
 	free(l->block_len);
 	free(l->host);
 	free(l);
 }
 
-void lines_over(struct lines *l)
+void lines_over(struct lines *l, struct provided *all)
 {
-	end(l, true);
+	end(l, true, all);
 }
 
 void lines_close(struct lines *l)
 {
-	end(l, false);
+	if (l)
+		end(l, false, NULL);
 }

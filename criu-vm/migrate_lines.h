@@ -51,7 +51,8 @@ struct lines_status {
 void lines_wait_change(struct lines *l, unsigned ms);
 void lines_status(struct lines *l, struct lines_status *s);
 
-// Each line that there is says OVER, if who asks has said that it needs nothing. Ends all of them, in some seconds. Frees. Accepts NULL.
-void lines_over(struct lines *l);
+// Each line that there is says OVER, if who asks has said that it needs nothing. Ends all of them, in some seconds. Frees.
+// *all, which may be NULL: what they have provided; a line counts its last answer when the other side may have it all and have said so.
+void lines_over(struct lines *l, struct provided *all);
 // Ends all of them without a word. Frees. Accepts NULL.
 void lines_close(struct lines *l);

@@ -240,7 +240,7 @@ static int serve_on(struct resume *x, struct lines *lines)
 	}
 	migration_source_remove(x->s.token);
 	tracked_remove(x->o->run_root, x->s.pid);
-	lines_over(lines);
+	lines_over(lines, NULL);
 	return 0;
 }
 

@@ -348,10 +348,13 @@ static void expect_end(bool over)
 
 START_TEST(complete)
 {
+	struct provided all;
 	struct lines_status s;
 
 	accept_line();
 	say(WIRE_LINE_WANTS, 20);
+	lines_hold(lines, false);
+	expect_pages(ANON, true);
 	lines_wait_change(lines, 1);
 	lines_status(lines, &s);
 	ck_assert_int_eq(s.state, WIRE_LINE_WANTS);
@@ -360,13 +363,14 @@ START_TEST(complete)
 	lines_status(lines, &s);
 	ck_assert_int_eq(s.state, _i ? WIRE_LINE_ENDED : WIRE_LINE_COMPLETE);
 	ck_assert_int_eq(wire_poll(asker.c, 300), 0); // not before nothing is held
-	lines_over(lines);
+	lines_over(lines, &all);
 	lines = NULL;
 	expect_end(true);
+	ck_assert_uint_eq(all.pages, 3);
+	ck_assert_uint_gt(all.bytes, 3 * PAGE_SIZE);
 }
 END_TEST
 
-// A migration that is given up says nothing of the kind.
 // What is held here may take long to go.
 START_TEST(alive_until_over)
 {
@@ -385,12 +389,13 @@ START_TEST(alive_until_over)
 	accept_line();
 	say(WIRE_LINE_COMPLETE, 0);
 	usleep(300000);
-	lines_over(lines);
+	lines_over(lines, NULL);
 	lines = NULL;
 	expect_end(true);
 }
 END_TEST
 
+// A migration that is given up says nothing of the kind.
 START_TEST(closed)
 {
 	accept_line();
