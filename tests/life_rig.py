@@ -11,7 +11,7 @@ import time
 import misuse_rig
 from faulty import FaultyFs
 from guests import GUESTS, MIB
-from misuse_rig import Skip, alive, check, wait_for, zdtm_vm
+from misuse_rig import Skip, alive, check, leftovers, wait_for, zdtm_vm
 from vm import ResidencySampler
 
 BY_NAME = {g.name: g for g in GUESTS}
@@ -166,10 +166,7 @@ class LifeRig(misuse_rig.Rig):
 
     def residue(self):
         left = super().residue() + [f"{root}/{f}" for root, _, files in os.walk(f"{self.tmp}/state") for f in files if f.endswith(".swap")]
-        return left + self.cgroups()
-
-    def cgroups(self):
-        return [f"{root}/{d}" for root, dirs, _ in os.walk("/sys/fs/cgroup") for d in dirs if self.name in d]
+        return left + leftovers.cgroups(self.tmp)
 
     def how_it_ended(self, seconds=15):
         """The log's last line, when nothing else is left."""
@@ -190,9 +187,6 @@ class LifeRig(misuse_rig.Rig):
         left = zdtm_vm.kill_all(self.tmp)
         self.disks.close()
         super().clean_up()
-        for cgroup in self.cgroups():
-            with contextlib.suppress(OSError):
-                os.rmdir(cgroup)
         self.left += left
 
 

@@ -17,7 +17,7 @@ import misuse_rig
 from guests import MIB, Guest
 from migration_guest import Traveller
 from migration_host import Host, read
-from misuse_rig import Result, TestFailed, check, wait_for
+from misuse_rig import Result, TestFailed, check, leftovers, wait_for
 
 HELD_SECONDS = 9        # a stage with the fault delayN: time enough on a busy host, and too little for a line to be lost
 
@@ -153,14 +153,11 @@ class MigrationRig(life_rig.LifeRig):
 
     # ---- the end
 
-    def cgroups(self):
-        return [f"{root}/{d}" for root, dirs, _ in os.walk("/sys/fs/cgroup") for d in dirs if self.name in d]
-
     def empty_cgroups(self):
-        return [g for g in self.cgroups() if os.path.isdir(g) and not read(f"{g}/cgroup.procs").strip()]
+        return [g for g in leftovers.cgroups(self.tmp) if os.path.isdir(g) and not read(f"{g}/cgroup.procs").strip()]
 
     def residue(self):
-        return [line for host in self.hosts.values() for line in host.residue()] + self.cgroups()
+        return [line for host in self.hosts.values() for line in host.residue()] + leftovers.cgroups(self.tmp)
 
     def detected(self):
         super().detected()

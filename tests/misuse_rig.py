@@ -6,7 +6,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "zdtm"))
+import leftovers                                        # noqa: E402
 import vm as zdtm_vm                                    # noqa: E402
 from guests import MIB, QEMU, QEMU_MODULES, Guest                           # noqa: E402
 from vm import TestFailed, alive, memfd_bytes, peer_pid, processes_of     # noqa: E402,F401; for the tests
@@ -232,6 +232,7 @@ class Rig:
     def __init__(self, opts):
         self.opts, self.tmp = opts, tempfile.mkdtemp(prefix="misuse-", dir=opts.dir)
         os.chmod(self.tmp, 0o755)
+        self.owner = leftovers.hold(self.tmp)
         self.vms, self.processes, self.mounts, self.log, self.left = [], [], [], [], []
         for d in ("run", "swap", "asan"):
             os.mkdir(f"{self.tmp}/{d}")
@@ -416,9 +417,8 @@ class Rig:
             process.wait()
             for pipe in filter(None, (process.stdout, process.stderr)):
                 pipe.close()
-        for where in self.mounts:
-            subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+        leftovers.end(self.tmp)
+        os.unlink(f"{self.tmp}/{leftovers.LOCK}")       # a folder that is kept is nobody's to sweep
+        os.close(self.owner)
         if not self.opts.keep:
-            shutil.rmtree(self.tmp, ignore_errors=True)
-            for log in glob.glob(f"/var/log/criu-vm/{self.name}*.log"):
-                os.unlink(log)
+            leftovers.remove(self.tmp)

@@ -108,9 +108,11 @@ def run(opts, tests, make_rig, runner=Run):
         return 2
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):   # also where a shell in the background ignores them
         signal.signal(signum, signal.default_int_handler)
+    rig_of.leftovers.sweep(opts.dir, "misuse-", "suite-build-")
     with tempfile.TemporaryDirectory(prefix="suite-build-", dir=opts.dir) as public:
         # Some tests run as a user who may not see where the project was cloned to.
         os.chmod(public, 0o755)
+        rig_of.leftovers.hold(public)
         shutil.copytree(f"{opts.build}/guest", f"{public}/guest", ignore=lambda *_: ["modules"])
         opts.build, opts.criu_vm = public, shutil.copy(opts.criu_vm, public)
         os.chdir(public)
