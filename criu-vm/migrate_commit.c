@@ -17,10 +17,10 @@
 
 #include "criu-vm/fault.h"
 #include "criu-vm/migrate_int.h"
-#include "criu-vm/process.h"
 #include "criu-vm/tap.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define COMMITTED_MS 60000
 #define RUNNING_MS 60000

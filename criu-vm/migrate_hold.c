@@ -10,12 +10,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "criu-vm/process.h"
 #include "qemu/freeze.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/process.h"
 #include "util/size.h"
 
 #define FREEZE_MS 5000

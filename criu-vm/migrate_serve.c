@@ -13,11 +13,11 @@
 #include "criu-vm/cmd.h"
 #include "criu-vm/migrate_hold.h"
 #include "criu-vm/migrate_status.h"
-#include "criu-vm/process.h"
 #include "criu-vm/progress.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 #include "util/size.h"
 
 #define LOOK_MS 100

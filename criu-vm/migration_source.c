@@ -13,10 +13,10 @@
 #include <unistd.h>
 
 #include "criu-vm/migration_record_int.h"
-#include "criu-vm/process.h"
 #include "pvmem/swap_trailer.h"
 #include "qemu/ramblock.h"
 #include "util/cleanup.h"
+#include "util/process.h"
 #include "util/size.h"
 
 #define SUFFIX ".source"

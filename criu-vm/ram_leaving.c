@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/uio.h>
 
-#include "criu-vm/process.h"
 #include "criu-vm/ram_int.h"
+#include "util/process.h"
 
 // Page tables of a process that ends are empty, which is no answer; that this is in place says that they were not.
 static bool has_memory(const struct ram *r, uint32_t block)

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "criu-vm/cmd.h"
-#include "criu-vm/process.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/restore.h"
 #include "criu-vm/swap_registry.h"
@@ -19,6 +18,7 @@
 #include "pvmem/place.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define NR_BUFFERS 8
 

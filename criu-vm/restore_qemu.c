@@ -11,7 +11,6 @@
 
 #include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
-#include "criu-vm/process.h"
 #include "criu-vm/restore.h"
 #include "criu-vm/uffd_dev.h"
 #include "mm/maps.h"
@@ -26,6 +25,7 @@
 #include "util/io.h"
 #include "util/io_ring.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define START_TIMEOUT_MS 60000
 #define QMP_TIMEOUT_MS 120000

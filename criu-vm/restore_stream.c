@@ -9,12 +9,12 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/owner.h"
-#include "criu-vm/process.h"
 #include "criu-vm/progress.h"
 #include "criu-vm/restore.h"
 #include "pvmem/place.h"
 #include "util/bitmap.h"
 #include "util/log.h"
+#include "util/process.h"
 
 // Chunks on their way to the swap image while the next ones arrive.
 #define NR_BUFFERS 8

@@ -13,12 +13,12 @@
 #include "criu-vm/image_server.h"
 #include "criu-vm/migration_lazy.h"
 #include "criu-vm/migration_record.h"
-#include "criu-vm/process.h"
 #include "criu-vm/receive.h"
 #include "criu-vm/server_int.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 #include "wire/control.h"
 #include "wire/pages.h"
 

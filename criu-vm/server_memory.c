@@ -13,8 +13,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "criu-vm/process.h"
 #include "criu-vm/server_int.h"
+#include "util/process.h"
 #include "util/size.h"
 
 struct use {

@@ -7,13 +7,13 @@
 #include <string.h>
 
 #include "criu-vm/migration_source.h"
-#include "criu-vm/process.h"
 #include "qemu/cmdline.h"
 #include "qemu/disks.h"
 #include "qemu/now.h"
 #include "qemu/refuse.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/process.h"
 
 static int open_ram(struct source *s)
 {

@@ -72,7 +72,7 @@ struct source {
 int source_attach(struct source *s);
 // Thaws; does not let the VM go on. Accepts one that was never attached.
 void source_fini(struct source *s);
-bool source_has_ended(const struct source *s); // its QEMU
+bool source_has_ended(const struct source *s); // its QEMU; while that is ending, waits for it, a little
 // The VM as it is to be restored, to be freed with source_free_description(); it borrows from s.
 VmEntry *source_describe(const struct source *s);
 void source_free_description(VmEntry *vm);

@@ -16,10 +16,12 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define FREEZE_TIMEOUT_MS 5000
 #define KILL_TIMEOUT_NS (30 * NSEC_PER_SEC)
 #define KILL_POLL_MS 1000
+#define ENDING_MS 2000
 #define GO_ON_TIMEOUT_MS 120000
 #define GUARDIAN_ID "criu-vm-guardian"
 #define STANDSTILL_NICE (-20) // each of its many steps would wait for a CPU
@@ -136,7 +138,7 @@ bool source_has_ended(const struct source *s)
 {
 	struct pollfd p = { .fd = s->vm ? s->vm->pidfd : -1, .events = POLLIN };
 
-	return s->vm && poll(&p, 1, 0) == 1;
+	return s->vm && (poll(&p, 1, 0) == 1 || (process_is_ending(s->vm->pid) && poll(&p, 1, ENDING_MS) == 1));
 }
 
 // QEMU may be busy, with a slow disk for example; a VM that ran is not left behind before it runs.

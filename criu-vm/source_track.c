@@ -3,12 +3,12 @@
 #include <string.h>
 
 #include "criu-vm/find_vm.h"
-#include "criu-vm/process.h"
 #include "criu-vm/source.h"
 #include "criu-vm/uffd_dev.h"
 #include "mm/track.h"
 #include "qemu/refuse.h"
 #include "util/log.h"
+#include "util/process.h"
 
 // The tracker that is in the process, whatever its record says: a dump may have been killed between the two, or have had another run
 // directory. What the record knows, it knows of its own tracker.

@@ -16,12 +16,12 @@
 
 #include "criu-vm/arrival.h"
 #include "criu-vm/cmd.h"
-#include "criu-vm/process.h"
 #include "criu-vm/vm_pager.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define MAX_ARGS 16
 #define SHORT_LIFE_NS (100 * NSEC_PER_MSEC)

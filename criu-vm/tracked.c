@@ -14,10 +14,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "criu-vm/process.h"
 #include "criu-vm/run_dir.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define PREFIX ".tracked-"
 #define LOCK_SUFFIX ".lock"

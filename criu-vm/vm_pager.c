@@ -13,12 +13,12 @@
 
 #include "criu-vm/cmd.h"
 #include "criu-vm/launch.h"
-#include "criu-vm/process.h"
 #include "criu-vm/vm_pager_int.h"
 #include "pvmem/folio.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define FIRST_RETRY_NS (10 * NSEC_PER_MSEC) // the dead one's last I/O lets go of its files only just after the fence
 #define RETRY_NS NSEC_PER_SEC

@@ -11,12 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "criu-vm/process.h"
 #include "criu-vm/run_dir.h"
 #include "pvmem/swap.h"
 #include "util/cleanup.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/process.h"
 #include "util/size.h"
 
 #define STATE_VERSION 3

@@ -38,6 +38,7 @@
 #include "util/clock.h"
 #include "util/io.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define STOP_TIMEOUT_S 10
 #define SCRATCH_LEN 4096
@@ -233,6 +234,12 @@ static uint64_t status_number(pid_t pid, const char *key)
 	return strtoull(at + strlen(key), NULL, 10);
 }
 
+static int has_ended(pid_t pid)
+{
+	log_err("process %d: there is none, or it has ended", pid);
+	return -ESRCH;
+}
+
 // Says why there is no plant; the errno it comes down to.
 static int explain(const struct injection *in)
 {
@@ -246,10 +253,8 @@ static int explain(const struct injection *in)
 	if (!out->stopped) {
 		uint64_t tracer = status_number(in->pid, "\nTracerPid:");
 
-		if (kill(in->pid, 0) && errno == ESRCH) {
-			log_err("there is no process %d", in->pid);
-			return -ESRCH;
-		}
+		if (process_is_ending(in->pid))
+			return has_ended(in->pid);
 		if (tracer) {
 			log_err("process %d is being traced by process %llu (a debugger, strace?): detach that first", in->pid,
 				(unsigned long long)tracer);
@@ -283,6 +288,8 @@ static int find_vdso(pid_t pid, uint64_t *addr)
 			*addr = v[i].start;
 			return 0;
 		}
+	if (process_is_ending(pid))
+		return has_ended(pid);
 	log_err("process %d has no vDSO: the kernel was booted with vdso=0?", pid);
 	return -ENOEXEC;
 }

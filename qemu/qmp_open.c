@@ -86,7 +86,7 @@ static int greet(struct qmp *q, uint64_t deadline)
 	if (ret == -ETIMEDOUT && !q->len)
 		return taken(q);
 	if (ret == -ETIMEDOUT || ret == -EPIPE)
-		return qmp_bad_message(q, "no greeting");
+		return qmp_bad_message(q, ret == -EPIPE ? "it closed the connection without a greeting; has it ended?" : "no greeting");
 	if (ret)
 		return ret;
 	ret = json_unpack(value, "{s:{s:{s:{s:i, s:i, s:i}}}}", "QMP", "version", "qemu", "major", &major, "minor", &minor,

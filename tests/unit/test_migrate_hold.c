@@ -14,10 +14,10 @@
 #include <unistd.h>
 
 #include "criu-vm/migrate_hold.h"
-#include "criu-vm/process.h"
 #include "qemu/freeze.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/process.h"
 
 #define LIFE_NS (30 * NSEC_PER_SEC) // should the test be killed
 #define PATIENCE_NS (20 * NSEC_PER_SEC)

@@ -9,9 +9,9 @@
 #include "criu-vm/arrival.h"
 #include "criu-vm/migration_record.h"
 #include "criu-vm/migration_source.h"
-#include "criu-vm/process.h"
 #include "tests/unit/swap_fixture.h"
 #include "util/cleanup.h"
+#include "util/process.h"
 
 #define ROUNDS 1000
 

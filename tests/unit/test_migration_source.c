@@ -6,11 +6,11 @@
 #include "criu-vm/leaving.h"
 #include "criu-vm/migrate_status.h"
 #include "criu-vm/migration_source.h"
-#include "criu-vm/process.h"
 #include "qemu/ramblock.h"
 #include "tests/unit/swap_fixture.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/process.h"
 
 static uint8_t token[WIRE_TOKEN_LEN];
 static char state[64];

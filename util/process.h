@@ -10,6 +10,9 @@ uint64_t process_start(pid_t pid);
 // Of its first thread, as in /proc/PID/stat: 'R', 'S', 'D', 'T' (stopped by a signal), 't' (by a tracer), 'Z', ...; 0: there is none.
 char process_state(pid_t pid);
 bool process_is_stopped(pid_t pid); // by a signal, or by a tracer
+// It is being killed, or exits, or has; what it had may be gone before a descriptor of it says that it has ended. True also if there is
+// none.
+bool process_is_ending(pid_t pid);
 // "killed by signal 9 (Killed)" or "exit status 1", of what waitpid() says.
 const char *process_how_it_ended(int status, char *buf, size_t size);
 // How a process ended that is not our child, as waitpid() would say it; -1: the kernel (before 6.15) does not know, or nobody has

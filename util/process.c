@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "criu-vm/process.h"
+#include "util/process.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #define REAP_WAIT_US 10000
 
 #define STAT_MAX 1024
+#define PF_EXITING 0x4 // of the kernel's include/linux/sched.h
 
 // What follows the name, which may have anything in it; NULL: there is no such process.
 static const char *read_stat(pid_t pid, char line[STAT_MAX])
@@ -58,6 +60,38 @@ bool process_is_stopped(pid_t pid)
 	char state = process_state(pid);
 
 	return state == 'T' || state == 't';
+}
+
+// The one that is being killed has the signal pending, until it begins to exit.
+static bool is_being_killed(pid_t pid)
+{
+	static const char *const keys[] = { "\nSigPnd:", "\nShdPnd:" };
+	_cleanup_free_ char *text = NULL;
+	char path[40];
+	size_t len;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	if (io_read_file(path, MiB, &text, &len))
+		return true;
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+		const char *at = strstr(text, keys[i]);
+
+		if (at && strtoull(at + strlen(keys[i]), NULL, 16) & 1UL << (SIGKILL - 1))
+			return true;
+	}
+	return false;
+}
+
+bool process_is_ending(pid_t pid)
+{
+	bool killed = is_being_killed(pid); // before we see that it does not exit yet
+	char line[STAT_MAX], state;
+	const char *rest = read_stat(pid, line);
+	unsigned flags;
+
+	if (killed || !rest || sscanf(rest, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
+		return true;
+	return state == 'Z' || state == 'X' || flags & PF_EXITING;
 }
 
 const char *process_how_it_ended(int status, char *buf, size_t size)
