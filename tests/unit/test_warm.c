@@ -15,6 +15,14 @@ static void warm_up(struct rig *r, const struct pv_warm_chunk *warm, size_t nr, 
 	r->nr_warm = nr;
 }
 
+// The source does not answer yet.
+static void start_held(struct rig *r)
+{
+	rig_start(r);
+	r->source_hold = true;
+	pv_engine_run(r->e);
+}
+
 static unsigned nr_held(const struct rig *r)
 {
 	unsigned n = 0;
@@ -92,9 +100,7 @@ START_TEST(in_order)
 	struct rig r;
 
 	warm_up(&r, list, ARRAY_SIZE(list), NR_PAGES * PAGE_SIZE);
-	rig_start(&r);
-	r.source_hold = true;
-	pv_engine_run(r.e);
+	start_held(&r);
 	for (size_t i = 0; i < ARRAY_SIZE(list); i++) {
 		rig_pass(&r, 20);
 		ck_assert_uint_eq(nr_held(&r), i + 1 < ARRAY_SIZE(list) ? 2 : 1);
@@ -306,9 +312,7 @@ START_TEST(begins_by_age)
 			rig_put(&r, i * 256 + 3, 9, PV_HOME_NONE);
 	r.ages = before;
 	r.no_ticks = true;
-	rig_start(&r);
-	r.source_hold = true;
-	pv_engine_run(r.e);
+	start_held(&r);
 	rig_pass(&r, 20);
 	rig_order(&r, 0, GUEST_VERIFY, 3 * 256 + 2, 1); // on its way
 	rig_pass(&r, 20);
@@ -331,9 +335,7 @@ START_TEST(killed)
 	struct rig r;
 
 	warm_up(&r, list, ARRAY_SIZE(list), NR_PAGES * PAGE_SIZE);
-	rig_start(&r);
-	r.source_hold = true;
-	pv_engine_run(r.e);
+	start_held(&r);
 	rig_pass(&r, 20);
 	answer_one(&r);
 	r.warm = NULL;
@@ -352,9 +354,7 @@ START_TEST(before_fill)
 	struct rig r;
 
 	warm_up(&r, list, ARRAY_SIZE(list), NR_PAGES * PAGE_SIZE);
-	rig_start(&r);
-	r.source_hold = true;
-	pv_engine_run(r.e);
+	start_held(&r);
 	pv_fill_begin(r.e);
 	rig_pass(&r, 20);
 	ck_assert_uint_eq(nr_held(&r), 2);
